@@ -1,0 +1,33 @@
+"""nimue: a DB-API 2.0 connection pool for Python servers that fork."""
+
+import logging
+
+from nimue.connection import NimueConnection, NimueCursor
+from nimue.error import (
+    NimueDBModuleFailure,
+    NimueError,
+    NimueInheritedConnectionError,
+    NimueInvalidParameterValue,
+    NimueNoConnectionAvailable,
+    NimuePoolClosedError,
+    NimuePoolTimeout,
+)
+from nimue.pool import DEFAULT, NimueConnectionPool
+from nimue.stats import NimueConnectionPoolStats
+
+__all__ = [
+    "DEFAULT",
+    "NimueConnection",
+    "NimueConnectionPool",
+    "NimueConnectionPoolStats",
+    "NimueCursor",
+    "NimueDBModuleFailure",
+    "NimueError",
+    "NimueInheritedConnectionError",
+    "NimueInvalidParameterValue",
+    "NimueNoConnectionAvailable",
+    "NimuePoolClosedError",
+    "NimuePoolTimeout",
+]
+
+logging.getLogger("nimue").addHandler(logging.NullHandler())

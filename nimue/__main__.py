@@ -1,0 +1,5 @@
+import sys
+
+from nimue.cli import main
+
+sys.exit(main())

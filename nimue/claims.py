@@ -1,0 +1,140 @@
+"""Taking an entry back out of a handle: from a holder who releases, and from one who is gone."""
+
+from __future__ import annotations
+
+from _thread import get_ident
+from collections.abc import Callable
+from time import monotonic
+from typing import TYPE_CHECKING
+from weakref import ref
+
+from nimue import opener, upkeep
+from nimue.connection import NimueConnection, reclaim
+
+if TYPE_CHECKING:
+    from nimue.entry import Entry
+    from nimue.state import State
+    from nimue.work import Stray, Work
+
+
+def take_locked(state: State, handle: NimueConnection) -> Entry | None:
+    """Empty ``handle`` and stop watching it; None if its entry is no longer in it."""
+    entry = handle._lease[0]
+    if entry.state is not state or not reclaim(handle, entry):
+        return None
+    entry.watch = None
+    return entry
+
+
+def release(state: State, handle: NimueConnection, entry: Entry) -> None:
+    """The long way of a release, in the caller's thread."""
+    since = entry.since
+    try:
+        with state.lock:
+            if entry.state is not state or not reclaim(handle, entry):
+                return
+            state.answer_for_locked(entry)
+        opener.run(state, upkeep.tidy(state, entry))
+    except BaseException:
+        state.rescue(entry, since)
+        raise
+
+
+def serve(state: State) -> None:
+    """Give what has come to ``idle`` to those who wait, or close it if the pool is closed."""
+    try:
+        with state.lock:
+            if state.is_shut:
+                works = state.take_idle_where_locked(lambda entry: True)
+            else:
+                works = state.plan_locked(monotonic())
+        opener.run(state, works)
+    except BaseException:
+        mend(state)
+        raise
+
+
+def detach(state: State, handle: NimueConnection, entry: Entry) -> bool:
+    """Let the connection go, open as it is, to whoever holds ``handle``; False if that is empty."""
+    try:
+        with state.lock:
+            if entry.state is not state or not reclaim(handle, entry):
+                return False
+            state.answer_for_locked(entry)
+            state.death_locked(entry)
+            works = state.plan_locked(monotonic())
+        if entry.permit is not None:
+            entry.permit.give_back()
+        opener.run(state, works)
+        return True
+    except BaseException:
+        mend(state)
+        raise
+
+
+def carry_out(state: State, decide: Callable[[], list[Work]]) -> None:
+    """Decide, and do what follows."""
+    try:
+        opener.run(state, decide())
+    except BaseException:
+        mend(state)
+        raise
+
+
+def mend(state: State) -> None:
+    """After an exception in the middle of a decision, as a signal handler may raise one anywhere.
+
+    The running thread is here and nowhere else, so whatever it answers for is in nobody's hands:
+    that is closed, in the background. A second exception within this one leaves it undone.
+    """
+    me = get_ident()
+    with state.lock:
+        state.waiters.deliver()
+        works = []
+        for entry in list(state.entries):
+            if entry.worker == me:
+                if entry.raw is None:
+                    state.death_locked(entry)
+                else:
+                    works += state.condemn_locked(entry)
+        works += state.plan_locked(monotonic())
+    opener.start(state, works)
+
+
+def lost(state: State, watch: ref[NimueConnection]) -> Entry | None:
+    """The entry whose handle was dropped, if it was one of this pool's; now it is ``checking``."""
+    with state.lock:
+        for entry in state.entries:
+            if entry.watch is watch:
+                state.figures.lost += bool(entry.thread)
+                state.answer_for_locked(entry)
+                return entry
+        return None
+
+
+def stray(message: Stray) -> Entry | None:
+    """The entry of an interrupted release, if it is nowhere still; now it is ``checking``."""
+    state, entry, since = message
+    with state.lock:
+        if entry.state is not state or entry.since != since or _is_placed_locked(state, entry):
+            return None
+        entry.thread = 0
+        state.answer_for_locked(entry)
+        return entry
+
+
+def _is_placed_locked(state: State, entry: Entry) -> bool:
+    handle = entry.watch() if entry.watch is not None else None
+    return (
+        entry in state.connecting
+        or entry in state.checking
+        or entry in state.closing
+        or any(spare[2] is entry for spare in state.idle)
+        or (handle is not None and handle._lease[0] is entry)
+    )
+
+
+def held_by(state: State, thread: int) -> list[Entry]:
+    """The entries whose holder took them in ``thread``."""
+    with state.lock:
+        return [entry for entry in state.entries if entry.thread == thread]

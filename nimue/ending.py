@@ -1,0 +1,85 @@
+"""How connections, pools and processes come to their end, in order and out of it."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import TYPE_CHECKING
+
+from nimue import opener
+from nimue.error import NimuePoolClosedError
+from nimue.waiters import Waiter
+
+if TYPE_CHECKING:
+    from nimue.entry import Entry
+    from nimue.state import State
+    from nimue.work import Work
+
+#: Seconds that the end of the process is held up by goodbyes under way in other threads.
+LAST_WAIT = 1.0
+
+
+def _all(entry: Entry) -> bool:
+    return True
+
+
+def renew(state: State) -> list[Work]:
+    """Begin a new generation: what is idle is to be closed now, the rest on its return."""
+    with state.lock:
+        state.generation += 1
+        state.refilling = True
+        _retire_all(state)
+        return state.take_idle_where_locked(_all)
+
+
+def shut(state: State, leaver: Waiter, content: int = 0) -> list[Work]:
+    """Refuse new requests, wake who waits, and have what is idle closed.
+
+    ``leaver`` is woken when no more than ``content`` connections are with holders.
+    """
+    with state.lock:
+        state.is_shut = True
+        _retire_all(state)
+        state.waiters.fail_all(
+            lambda: NimuePoolClosedError(f"pool {state.name!r} was closed during the wait")
+        )
+        works = state.take_idle_where_locked(_all)
+        if state.borrowed_locked() > content:
+            state.leavers.append((content, leaver))
+        else:
+            leaver.ring()
+        return works
+
+
+def _retire_all(state: State) -> None:
+    for entry in list(state.entries):
+        entry.retire_at = 0.0
+        entry.soiled = True
+
+
+def abandon(state: State) -> None:
+    """The pool is gone: close what is idle, and the rest as it comes back."""
+    opener.start(state, shut(state, Waiter(0.0, 0)))
+
+
+def drop(state: State) -> None:
+    """The pool is gone and no monitor runs: for finalizers, so without any lock."""
+    state.is_shut = True
+    _retire_all(state)
+    while (spare := state.idle.take()) is not None:
+        entry = spare[2]
+        entry.watch = None
+        try:
+            entry.raw.close()
+        except Exception:
+            pass
+
+
+def say_goodbye(state: State) -> None:
+    """The process ends. What is out cannot be waited for; what is being closed can, a moment."""
+    if state.pid != os.getpid():
+        return
+    opener.run(state, shut(state, Waiter(0.0, 0)))
+    deadline = time.monotonic() + LAST_WAIT
+    while state.closing and time.monotonic() < deadline:
+        time.sleep(0.001)

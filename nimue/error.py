@@ -1,0 +1,46 @@
+"""Everything nimue raises of its own. Errors of the driver reach the caller as they are."""
+
+from __future__ import annotations
+
+
+class NimueError(Exception):
+    """Root of all errors of nimue."""
+
+
+class NimueInvalidParameterValue(NimueError, ValueError):
+    """A parameter has a value that is not allowed; nothing was opened or changed."""
+
+
+class NimueDBModuleFailure(NimueError):
+    """The driver's module cannot be found from the connections that ``connfunc`` returns."""
+
+
+class NimuePoolClosedError(NimueError):
+    """The pool has been closed, or was closed while this thread waited."""
+
+
+class NimueNoConnectionAvailable(NimueError):
+    """No connection could be had under the conditions of the call."""
+
+
+class NimuePoolTimeout(NimueNoConnectionAvailable, TimeoutError):
+    """No connection came within the timeout. A failed ``connect()`` meanwhile is the cause."""
+
+
+class NimueInheritedConnectionError(NimueError):
+    """A connection or cursor from before a fork was used in the child."""
+
+
+def closed_error(driver_error: type[Exception]) -> Exception:
+    """What a returned connection raises: an error of ours that is the driver's own as well."""
+    kind = _closed_kinds.get(driver_error)
+    if kind is None:
+        kind = _closed_kinds[driver_error] = type(
+            "NimueConnectionClosed", (NimueError, driver_error), {"__module__": __name__}
+        )
+    return kind(
+        "this connection has been returned to the pool (or detached from it); acquire another"
+    )
+
+
+_closed_kinds: dict[type[Exception], type[Exception]] = {}

@@ -1,0 +1,61 @@
+"""Closing in an orderly way when a process ends, wherever that process came from.
+
+Registered at a process's first connection: what is registered before a fork, or in a fork hook,
+multiprocessing wipes in its children. What a child inherits does nothing in it, for the number of
+the process is part of it.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+from typing import Any
+from weakref import WeakSet
+
+from nimue.fork import registry_lock, settle
+
+#: Whoever has something to close.
+_guests: WeakSet[Any] = WeakSet()
+_prepared_in = 0
+
+
+def remember(guest: Any) -> None:
+    """Call ``guest.say_goodbye()`` when this process ends, if it lives till then."""
+    with registry_lock():
+        _guests.add(guest)
+
+
+def guests() -> list[Any]:
+    """Whoever has something to close in this process; what is inherited is not ours to touch."""
+    pid = os.getpid()
+    with registry_lock():
+        return [guest for guest in _guests if guest.pid == pid]
+
+
+def prepare() -> None:
+    """Have goodbye said in this process, however it ends short of ``os._exit`` and signals."""
+    global _prepared_in
+    pid = os.getpid()
+    if _prepared_in == pid:
+        return
+    _prepared_in = pid
+    # Needed to keep inherited connections alive, in children where importing may not work: the
+    # import lock of a process forked by C code can be held by a thread that is not there.
+    import ctypes  # noqa: F401
+
+    atexit.register(_say, pid)
+    util = sys.modules.get("multiprocessing.util")
+    if util is not None:
+        # Children of multiprocessing leave by os._exit, after these and without atexit.
+        util.Finalize(None, _say, args=(pid,), exitpriority=100)
+
+
+def _say(pid: int) -> None:
+    if pid != os.getpid():
+        # Inherited, in a child that may never have come through a door: it is left as its
+        # parent's connections need it.
+        settle()
+        return
+    for guest in guests():
+        guest.say_goodbye()

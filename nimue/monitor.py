@@ -1,0 +1,168 @@
+"""The one background thread of a process: it wakes, sweeps, and listens.
+
+It serves all pools and holds none of them alive. It decides and never waits for a driver: what a
+sweep finds to do is done by the opener's threads.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from _queue import Empty, SimpleQueue
+from typing import Any
+
+from nimue import fork, goodbye, lost, opener, sweep
+from nimue.process import await_end, is_gone
+
+logger = logging.getLogger("nimue.monitor")
+
+_WAKE = None
+
+
+class Monitor:
+    """Starts with the first acquire, ends with the last pool, and starts again after a fork.
+
+    While it runs, and only then, ``fork.door`` stands open: its end, however it comes, shuts the
+    door, and whoever comes next finds it shut and starts another.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        #: Finalizers post here: the watch of a handle that was dropped, the state of a lost pool.
+        self.inbox: SimpleQueue[Any] = SimpleQueue()
+        self._thread: threading.Thread | None = None
+        #: Those that were ``_thread`` once and have perhaps not quite ended.
+        self._former: list[threading.Thread] = []
+
+    @property
+    def is_alive(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
+
+    def expect(self) -> None:
+        """There is a new pool: look after it from its next acquire on."""
+        with self._lock:
+            if self.is_alive:
+                self.inbox.put(_WAKE)
+            else:
+                fork.door[0] = 0
+
+    def ensure(self) -> None:
+        """Have a thread run, and open the door. While a fork is under way both must wait."""
+        with self._lock:
+            if fork.is_near():
+                return
+            if not self.is_alive:
+                thread = threading.Thread(target=self._run, name="nimue-monitor", daemon=True)
+                self._thread = thread
+                thread.start()
+            fork.door[0] = 1
+
+    def stop(self, deadline: float) -> None:
+        """End the thread before a fork. It is not started again until somebody acquires."""
+        if self._thread is None and not self._former and not fork.door[0]:
+            return
+        with self._lock:
+            self._retire()
+            former = list(self._former)
+        self.inbox.put(_WAKE)
+        await_end(former, deadline)
+        with self._lock:
+            self._former = [thread for thread in self._former if not is_gone(thread)]
+
+    def _retire(self) -> None:
+        """From now on there is no monitor; the thread ends when it finds out."""
+        if self._thread is not None:
+            self._former.append(self._thread)
+        self._thread = None
+        fork.door[0] = 0
+
+    def _run(self) -> None:
+        me = threading.current_thread()
+        try:
+            wait = 0.0
+            while not self._is_over():
+                message = self._listen(wait)
+                if self._thread is not me:  # it may not be meant for this one
+                    self.inbox.put(message)
+                    return
+                if message is not _WAKE:
+                    self._receive(message)
+                    message = _WAKE  # holds nothing alive while it waits
+                wait = self._sweep_all()
+        finally:
+            with self._lock:
+                if self._thread is me:
+                    self._retire()
+
+    def _listen(self, wait: float) -> Any:
+        """The next message; a wake-up call if none comes within so many seconds."""
+        try:
+            # First without waiting: in Python 3.10 a timeout of 0 can be one without end.
+            return self.inbox.get(False)
+        except Empty:
+            if wait <= 0:
+                return _WAKE
+        try:
+            return self.inbox.get(timeout=wait)
+        except Empty:
+            return _WAKE
+
+    def _is_over(self) -> bool:
+        """Whether there is nothing to look after any more; from then on this thread is none."""
+        with self._lock:
+            if self._thread is not threading.current_thread():
+                return True
+            if not self.inbox.empty() or any(
+                not state.is_shut or state.entries for state in goodbye.guests()
+            ):
+                return False
+            self._retire()
+            return True
+
+    def _receive(self, message: Any) -> None:
+        try:
+            lost.receive(message)
+        except Exception:
+            logger.exception("the monitor could not deal with %r", message)
+
+    def _sweep_all(self) -> float:
+        """Sweep every pool; return how many seconds may pass until the next time."""
+        wait = sweep.LEISURE
+        for state in goodbye.guests():
+            try:
+                works, wake_at = sweep.sweep(state, time.monotonic())
+                opener.start(state, works)
+                wait = min(wait, wake_at - time.monotonic())
+            except Exception:
+                logger.exception("the sweep of pool %r failed", state.name)
+                wait = min(wait, 1.0)
+        return max(0.001, wait)
+
+
+class _Hook:
+    """Told of forks before any pool is, since this module is imported before any is made."""
+
+    def before_fork(self, deadline: float) -> bool:
+        here.stop(deadline)
+        return False
+
+    def fork_is_over(self) -> None:
+        pass
+
+    def sever(self, forker: int | None) -> None:
+        pass
+
+    def settle_in_child(self, forker: int | None) -> None:
+        global here
+        here = Monitor()
+
+
+here = Monitor()
+_hook = _Hook()
+fork.join(_hook)
+
+
+def wake() -> None:
+    """Have the monitor look again: something it planned for has changed."""
+    here.inbox.put(_WAKE)

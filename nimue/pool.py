@@ -1,0 +1,400 @@
+"""Acquire and release."""
+
+from __future__ import annotations
+
+import logging
+import os
+from _thread import get_ident
+from collections.abc import Callable, Mapping, Sequence
+from itertools import count
+from sys import _getframe, getrefcount
+from time import monotonic
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+from weakref import getweakrefcount
+
+from nimue import claims, ending, monitor, opener, recipe, report, upkeep
+from nimue.acquire import Borrowing, acquire
+from nimue.callback import HealthCheck, healthcheck_callback_std
+from nimue.connection import ALONE, make_spare
+from nimue.drivers.base import Driver
+from nimue.fork import door, settle
+from nimue.settings import Settings, check_timeout, refuse
+from nimue.state import State
+from nimue.stats import NimueConnectionPoolStats
+from nimue.waiters import Waiter
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+logger = logging.getLogger("nimue")
+
+
+class _Default:
+    """The pool's own ``timeout``; shown so in signatures."""
+
+    def __repr__(self) -> str:
+        return "DEFAULT"
+
+
+DEFAULT: Any = _Default()
+
+_numbers = count(1)
+
+
+class NimueConnectionPool:
+    """A pool of DB-API 2.0 connections that is right in every process that uses it.
+
+    Made anywhere, it can be used anywhere: in the process that made it, in any child forked from
+    that one, and, pickled, in children that were spawned. Each process has its own connections,
+    at most ``poolmax``; what a child inherits is severed and never spoken on.
+
+    Threads are served first come, first served. Connections are opened and checked in the
+    background, so a ``timeout`` is kept whatever the server does.
+
+    Args:
+        connfunc: returns an open connection; called with ``connargs`` and ``connkwargs``.
+        poolinit: connections opened by the constructor; None for ``poolmin``.
+        poolmin: connections kept open, in each process that uses the pool.
+        poolmax: connections at most, per process.
+        cleanup_interval: seconds between rounds of background checks.
+        idle_timeout: seconds after which a connection beyond ``poolmin`` is closed if unused.
+        healthcheck_on_getconnection: check a connection before it is given out.
+        healthcheck_callback: the check, see :mod:`nimue.callback`.
+        name: what the pool is called in logs; a pickled pool is rebuilt once per name.
+        timeout: seconds that ``getconnection`` waits by default; None waits for ever.
+        max_waiting: more waiting threads than this are refused at once; None for no limit.
+        max_lifetime: seconds after which a connection is replaced, up to a tenth earlier.
+        healthcheck_idle: seconds; a connection used within them is given out unchecked.
+        leak_timeout: seconds after which a connection still out is reported, with its stack.
+        max_connecting: ``connect()`` calls at once, per process.
+        on_connect: called with each new connection of the driver's, to set up its session.
+        on_return: called with each that comes back, after the rollback, to reset its session.
+        driver: facts about the driver, if yours are better than ours.
+
+    Raises:
+        NimueInvalidParameterValue: a parameter is not allowed; nothing was opened.
+        Exception: the driver's own, if the first connections could not be opened; none is left
+            open.
+    """
+
+    def __init__(
+        self,
+        connfunc: Callable[..., Any],
+        connargs: Sequence[Any] | None = None,
+        connkwargs: Mapping[str, Any] | None = None,
+        poolinit: int | None = None,
+        poolmin: int = 10,
+        poolmax: int = 20,
+        cleanup_interval: float = 60,
+        idle_timeout: float = 300,
+        healthcheck_on_getconnection: bool = True,
+        healthcheck_callback: HealthCheck = healthcheck_callback_std,
+        *,
+        name: str | None = None,
+        totalmax: int | None = None,
+        timeout: float | None = 30.0,
+        max_waiting: int | None = None,
+        max_lifetime: float | None = 3600.0,
+        healthcheck_idle: float = 1.0,
+        leak_timeout: float | None = None,
+        max_connecting: int = 2,
+        on_connect: Callable[[Any], object] | None = None,
+        on_return: Callable[[Any], object] | None = None,
+        driver: Driver | None = None,
+    ) -> None:
+        settings = Settings(
+            connfunc=connfunc,
+            connargs=[] if connargs is None else connargs,
+            connkwargs={} if connkwargs is None else connkwargs,
+            poolinit=poolinit,
+            poolmin=poolmin,
+            poolmax=poolmax,
+            cleanup_interval=cleanup_interval,
+            idle_timeout=idle_timeout,
+            healthcheck_on_getconnection=healthcheck_on_getconnection,
+            healthcheck_callback=healthcheck_callback,
+            timeout=timeout,
+            max_waiting=max_waiting,
+            max_lifetime=max_lifetime,
+            healthcheck_idle=healthcheck_idle,
+            leak_timeout=leak_timeout,
+            max_connecting=max_connecting,
+            on_connect=on_connect,
+            on_return=on_return,
+        ).checked()
+        settings.check_poolinit()
+        if totalmax is not None:
+            raise refuse("totalmax", totalmax, "None: there is no shared limit yet")
+        if name is not None and (not isinstance(name, str) or not name):
+            raise refuse("name", name, "a non-empty string or None")
+        if driver is not None and not isinstance(driver, Driver):
+            raise refuse("driver", driver, "an instance of nimue.drivers.Driver or None")
+        self._own_driver = driver
+        self._open(settings, name or f"nimue-{os.getpid()}-{next(_numbers)}", driver)
+
+    def _open(self, settings: Settings, name: str, driver: Driver | None) -> None:
+        settle()
+        self._state = state = State(name, settings, driver, self)
+        initial = settings.poolmin if settings.poolinit is None else settings.poolinit
+        now = monotonic()
+        state.next_cycle = now + settings.cleanup_interval
+        try:
+            for _ in range(initial):
+                with state.lock:
+                    entry = state.birth_locked(now)
+                upkeep.open_for(state, entry)
+                opener.run(state, state.arrived(entry, monotonic()))
+        except BaseException:
+            opener.run(state, ending.shut(state, Waiter(now, 0)))
+            raise
+        recipe.remember(name, self)
+        monitor.here.expect()
+        logger.info(
+            "pool %r: poolmax=%d in each process, totalmax=%s across processes",
+            name,
+            settings.poolmax,
+            None,
+        )
+
+    @classmethod
+    def _from_recipe(cls, name: str, settings: Settings, driver: Driver | None) -> Self:
+        """A pool that has opened nothing yet: what :mod:`nimue.recipe` rebuilds."""
+        pool = cls.__new__(cls)
+        pool._own_driver = driver
+        pool._state = State(name, settings, driver, pool)
+        return pool
+
+    # Acquire.
+
+    def getconnection(self, blocking: bool = True, timeout: float | None = DEFAULT) -> Any:
+        """Acquire a connection.
+
+        Args:
+            blocking: False never waits: it gives what is idle, or raises. What has been idle for
+                long is then only looked at, not asked, for to ask would be to wait.
+            timeout: seconds to wait; None waits for ever; by default as long as the pool says.
+
+        Returns:
+            NimueConnection: give it back by its ``close()``.
+
+        Raises:
+            NimuePoolTimeout: none came in time; says who has them. If ``connect()`` failed
+                meanwhile, that is its cause.
+            NimueNoConnectionAvailable: none is idle and the call may not wait, or too many do.
+            NimuePoolClosedError: the pool is closed, or was closed during the wait.
+            Exception: the driver's own, when ``connect()`` failed and nothing else could serve.
+        """
+        if timeout is not DEFAULT:
+            check_timeout(timeout)
+        if not door[0]:
+            self._enter()
+        state = self._state
+        stale = None
+        if not state.waiters:
+            try:
+                handle, lease, entry = state.idle.pop()
+            except IndexError:
+                pass
+            else:
+                now = monotonic()
+                if now - entry.since < state.fresh_for:
+                    try:
+                        if getrefcount(handle) != ALONE or getweakrefcount(handle) != 1:
+                            # A variable in a loop keeps the last handle until it has the next
+                            # one: two take turns.
+                            turns = entry.other
+                            entry.other = (handle, lease, entry.watch)
+                            if turns is not None:
+                                handle, lease, entry.watch = turns
+                                del turns
+                            if getrefcount(handle) != ALONE or getweakrefcount(handle) != 1:
+                                handle, lease, _ = make_spare(state, entry)
+                        frame = _getframe(1)
+                        entry.code = frame.f_code
+                        entry.lasti = frame.f_lasti
+                        entry.thread = get_ident()
+                        entry.since = now
+                        lease.insert(0, entry)
+                    except BaseException:  # out of a signal handler
+                        state.rescue(entry, entry.since)
+                        raise
+                    return handle
+                stale = (handle, lease, entry)
+        patience = state.settings.timeout if timeout is DEFAULT else timeout
+        return acquire(state, stale, 0.0 if not blocking else patience, _getframe(1))
+
+    def connection(self, timeout: float | None = DEFAULT) -> Borrowing:
+        """A context manager: commits on success, rolls back on error, always gives back.
+
+        ::
+
+            with pool.connection() as conn:
+                conn.cursor().execute("...")
+
+        Raises:
+            what :meth:`getconnection` raises, and what the commit does.
+        """
+        return Borrowing(self.getconnection, timeout)
+
+    def _enter(self) -> None:
+        """The slow door: after a fork, and whenever the monitor does not run."""
+        settle()
+        if not self._state.is_shut:
+            monitor.here.ensure()
+
+    # Figures and settings.
+
+    def poolstats(self) -> NimueConnectionPoolStats:
+        """The figures of this pool in this process."""
+        settle()
+        return report.stats(self._state)
+
+    @property
+    def name(self) -> str:
+        """What the pool is called."""
+        return self._state.name
+
+    @property
+    def connfunc(self) -> Callable[..., Any]:
+        """The callable that returns a new connection."""
+        return self._state.settings.connfunc
+
+    @property
+    def connargs(self) -> Sequence[Any]:
+        """The arguments that ``connfunc`` is called with."""
+        return self._state.settings.connargs
+
+    @property
+    def connkwargs(self) -> Mapping[str, Any]:
+        """The keyword arguments that ``connfunc`` is called with."""
+        return self._state.settings.connkwargs
+
+    @property
+    def healthcheck_callback(self) -> HealthCheck:
+        """The health check."""
+        return self._state.settings.healthcheck_callback
+
+    @property
+    def poolinit(self) -> int | None:
+        """How many connections the constructor opened; None: ``poolmin``."""
+        return self._state.settings.poolinit
+
+    @property
+    def poolmin(self) -> int:
+        """Connections kept open. Settable, from 0 to ``poolmax``."""
+        return self._state.settings.poolmin
+
+    @poolmin.setter
+    def poolmin(self, value: int) -> None:
+        self._change(poolmin=value)
+
+    @property
+    def poolmax(self) -> int:
+        """Connections at most. Settable, from 1 and ``poolmin``; what is idle beyond is closed."""
+        return self._state.settings.poolmax
+
+    @poolmax.setter
+    def poolmax(self, value: int) -> None:
+        self._change(poolmax=value)
+
+    @property
+    def cleanup_interval(self) -> float:
+        """Seconds between rounds of background checks. Settable, above 0."""
+        return self._state.settings.cleanup_interval
+
+    @cleanup_interval.setter
+    def cleanup_interval(self, value: float) -> None:
+        self._change(cleanup_interval=value)
+
+    @property
+    def idle_timeout(self) -> float:
+        """Seconds after which an unused connection beyond ``poolmin`` is closed. Settable."""
+        return self._state.settings.idle_timeout
+
+    @idle_timeout.setter
+    def idle_timeout(self, value: float) -> None:
+        self._change(idle_timeout=value)
+
+    def _change(self, **parameters: Any) -> None:
+        settle()
+        state = self._state
+        with state.lock:
+            state.apply(state.settings.changed(**parameters))
+            state.next_cycle = 0.0
+            if len(state.entries) > state.settings.poolmax:
+                # Whatever comes back is looked at: it may be one too many.
+                for entry in state.entries:
+                    entry.soiled = True
+        monitor.wake()
+
+    # The end, and other processes.
+
+    def drain(self) -> None:
+        """Replace every connection opened before now; one in use when it comes back."""
+        settle()
+        state = self._state
+        claims.carry_out(state, lambda: ending.renew(state))
+        monitor.wake()
+
+    def close(self, timeout: float | None = None) -> None:
+        """Refuse new requests, wait for borrowed connections, close all.
+
+        Those who wait for a connection get a :class:`NimuePoolClosedError` at once. Connections
+        that come back after the timeout are closed then. Those that the calling thread itself
+        holds are not waited for. Closing twice is no error.
+
+        Args:
+            timeout: seconds to wait for borrowed connections; None waits until all are back.
+        """
+        check_timeout(timeout)
+        settle()
+        state = self._state
+        mine = claims.held_by(state, get_ident())
+        leaver = Waiter(monotonic(), get_ident())
+        claims.carry_out(state, lambda: ending.shut(state, leaver, len(mine)))
+        if mine:
+            logger.warning(
+                "pool %r is closed by a thread that holds %d of its connections (taken at %s)",
+                state.name,
+                len(mine),
+                mine[0].place(),
+            )
+        if state.entries:
+            monitor.here.ensure()  # it is who hears of a borrower that drops its handle
+        leaver.wait(timeout)
+        monitor.wake()
+
+    def __enter__(self) -> NimueConnectionPool:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        state = getattr(self, "_state", None)
+        if state is None or state.is_shut:
+            return
+        if state.pid != os.getpid():
+            settle()
+        elif monitor.here.is_alive:
+            state.post(state)
+            if not monitor.here.is_alive:  # it ended in between
+                ending.drop(state)
+        else:
+            ending.drop(state)
+
+    def __repr__(self) -> str:
+        state = self._state
+        return (
+            f"<NimueConnectionPool {state.name!r}: {len(state.entries)} connections, "
+            f"{len(state.idle)} idle, poolmax={state.settings.poolmax}>"
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return recipe.reduce(self._state, self._own_driver)

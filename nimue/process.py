@@ -1,0 +1,159 @@
+"""Processes and descriptors: every branch on the platform is in here."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import stat
+import sys
+import threading
+import time
+from typing import Any, NamedTuple, Protocol
+
+#: Of ``madvise``; Linux 4.14 and later. The module ``mmap`` has no name for it.
+_MADV_WIPEONFORK = 18
+
+
+class Door(Protocol):
+    """``door[0]`` is true while nothing has to be looked at on the way in."""
+
+    def __getitem__(self, index: int, /) -> int: ...
+    def __setitem__(self, index: int, value: int, /) -> None: ...
+
+
+class _PidDoor:
+    """A door for platforms without pages that a fork wipes: it asks for the process each time."""
+
+    def __init__(self) -> None:
+        self._open_in = 0
+
+    def __getitem__(self, index: int, /) -> int:
+        return self._open_in == os.getpid()
+
+    def __setitem__(self, index: int, value: int, /) -> None:
+        self._open_in = os.getpid() if value else 0
+
+
+def make_door() -> Door:
+    """A byte that reads 0 in every child, whoever forked it, C code without hooks included.
+
+    On Linux a page under ``MADV_WIPEONFORK`` (madvise(2)), which costs a tenth of ``getpid``.
+    """
+    if sys.platform == "linux":
+        page = mmap.mmap(-1, mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        try:
+            page.madvise(_MADV_WIPEONFORK)
+        except OSError:
+            page.close()
+        else:
+            return page
+    return _PidDoor()
+
+
+class Socket(NamedTuple):
+    """A descriptor and what it stood for when it was recorded; the number alone is reused."""
+
+    fd: int
+    device: int
+    inode: int
+
+
+#: Where there is none: no descriptor has this number.
+NO_SOCKET = Socket(2**31 - 1, 0, 0)
+
+
+def identify(fd: int | None) -> Socket | None:
+    """Record what ``fd`` stands for; None if that is not an open socket."""
+    if fd is None or fd < 0:
+        return None
+    try:
+        status = os.fstat(fd)
+    except OSError:
+        return None
+    return Socket(fd, status.st_dev, status.st_ino) if stat.S_ISSOCK(status.st_mode) else None
+
+
+def sever(socket: Socket, void: int) -> bool:
+    """Cut this process off from ``socket`` without a byte on the wire; others keep it.
+
+    The descriptor becomes ``void``, which must be the null device opened for reading: every
+    write fails with EBADF and every read is an end of file. A dead socket there instead would
+    answer a write with SIGPIPE. False, and nothing done, if the number now stands for another
+    file.
+    """
+    if identify(socket.fd) != socket:
+        return False
+    os.dup2(void, socket.fd, inheritable=False)
+    return True
+
+
+def open_void() -> int:
+    """The descriptor that severed ones become."""
+    return os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+
+
+def immortalise(thing: object) -> None:
+    """Keep ``thing`` from ever being finalised, at the interpreter's end included.
+
+    A reference in a module's global would not do: the interpreter clears those, and an inherited
+    connection of mysqlclient says goodbye on its parent's socket when it is deallocated.
+    """
+    import ctypes
+
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
+
+
+def open_sockets() -> set[Socket]:
+    """All connected sockets of this process; empty where the platform does not list them."""
+    try:
+        names = os.listdir("/proc/self/fd")
+    except OSError:
+        return set()
+    return {found for found in (identify(int(name)) for name in names) if found is not None}
+
+
+def forked_here(thread: int) -> bool:
+    """True if the running thread is the one that forked this process, and was ``thread`` before.
+
+    On Linux the first thread of a process has the process's number. Elsewhere it cannot be known
+    without a fork hook, and the answer is no.
+    """
+    return (
+        sys.platform == "linux"
+        and threading.get_native_id() == os.getpid()
+        and threading.get_ident() == thread
+    )
+
+
+def is_gone(thread: threading.Thread) -> bool:
+    """Whether ``thread`` has ended, for the kernel too.
+
+    ``join`` returns a moment before that, and Python 3.12 and later count the kernel's threads at
+    a fork.
+    """
+    return (
+        thread.ident is not None
+        and not thread.is_alive()
+        and not os.path.exists(f"/proc/self/task/{thread.native_id}")
+    )
+
+
+def await_end(threads: list[threading.Thread], deadline: float) -> None:
+    """Wait until these threads are gone, or until ``deadline``."""
+    for thread in threads:
+        if thread is threading.current_thread() or thread.ident is None:
+            continue
+        thread.join(max(0.0, deadline - time.monotonic()))
+        while not is_gone(thread) and time.monotonic() < deadline:
+            time.sleep(0)
+
+
+def uwsgi() -> Any | None:
+    """The module that exists only inside a uWSGI server; None elsewhere."""
+    if "uwsgi" in sys.modules:
+        return sys.modules["uwsgi"]
+    try:
+        import uwsgi
+    except ImportError:
+        return None
+    return uwsgi

@@ -1,0 +1,78 @@
+"""What a pool tells about itself: figures, and errors that explain themselves."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+from nimue.stats import NimueConnectionPoolStats
+
+if TYPE_CHECKING:
+    from nimue.state import State
+
+#: How many of those who hold a connection are named in an error.
+NAMED = 5
+
+
+def stats(state: State) -> NimueConnectionPoolStats:
+    """A snapshot of the pool in this process."""
+    figures = state.figures
+    with state.lock:
+        size = len(state.entries) - len(state.connecting)
+        checking = len(state.checking) + len(state.closing)
+        free = len(state.idle)
+        return NimueConnectionPoolStats(
+            name=state.name,
+            pid=state.pid,
+            poolmin=state.settings.poolmin,
+            poolmax=state.settings.poolmax,
+            poolsize=size,
+            poolused=size - free - checking,
+            poolfree=free,
+            checking=checking,
+            connecting=len(state.connecting),
+            waiting=len(state.waiters),
+            opened=figures.opened,
+            failed=figures.failed,
+            closed=figures.closed,
+            timeouts=figures.timeouts,
+            lost=figures.lost,
+            wait_seconds=figures.wait_seconds,
+            longest_wait=figures.longest_wait,
+            inherited=figures.inherited,
+            severed=figures.severed,
+            connections_cleaned_dead=figures.cleaned_dead,
+            connections_cleaned_idle=figures.cleaned_idle,
+            cleanup_cycles=figures.cycles,
+        )
+
+
+def shortage(state: State, now: float) -> str:
+    """Which limit was hit, who waits, and who has held connections longest."""
+    settings = state.settings
+    with state.lock:
+        held = sorted((entry for entry in state.entries if entry.thread), key=lambda e: e.since)
+        total, waiting = len(state.entries), len(state.waiters)
+        facts = [(entry.thread, now - entry.since, entry.place()) for entry in held[:NAMED]]
+        mine = [entry for entry in held if entry.thread == threading.get_ident()]
+        under_way = len(state.connecting) + len(state.checking) + len(state.closing)
+    if total >= settings.poolmax:
+        text = f"all {total} connections of poolmax={settings.poolmax} are taken"
+    else:
+        text = f"{total} of poolmax={settings.poolmax} connections exist"
+    text += f" ({len(held)} in use, {under_way} being opened, checked or closed), {waiting} waiting"
+    if facts:
+        text += "; held longest: " + ", ".join(_holder(*fact) for fact in facts)
+    if mine:
+        text += (
+            f"; this very thread holds {len(mine)} of them: a thread that waits for a second "
+            "connection while it holds one can wait for itself"
+        )
+    return text
+
+
+def _holder(ident: int, seconds: float, place: str) -> str:
+    """One holder: how long, who, and where it was taken."""
+    names = {thread.ident: thread.name for thread in threading.enumerate()}
+    who = names.get(ident, f"thread {ident}, which has ended")
+    return f"{seconds:.1f} s by {who} ({place})"

@@ -1,0 +1,399 @@
+"""Everything of one pool that changes, in one process, and the decisions about it."""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+from _thread import get_ident
+from collections.abc import Callable
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+from weakref import ref
+
+from nimue import claims, ending, fork, goodbye, inherit, monitor, sweep, upkeep
+from nimue.backoff import Backoff
+from nimue.claims import take_locked
+from nimue.connection import NimueConnection, Refusal, Spare, lend, make_spare
+from nimue.entry import Entry
+from nimue.error import NimueError, NimuePoolClosedError, closed_error
+from nimue.idle import Idle
+from nimue.semaphore import UNLIMITED
+from nimue.stats import Figures
+from nimue.waiters import Waiter, Waiters
+from nimue.work import CHECK_STUCK, CONNECT_STUCK, Stray, Task, Work
+
+if TYPE_CHECKING:
+    from nimue.drivers.base import Driver
+    from nimue.inherit import Bequest
+    from nimue.pool import NimueConnectionPool
+    from nimue.settings import Settings
+
+JITTER = 0.1  # the part by which lifetimes differ, so that connections do not retire together
+
+
+class State:
+    """One pool in one process: who has which connection, who waits, what is to be done.
+
+    ``lock`` guards all of it, but for the short ways of acquire and release, which pop from
+    ``idle`` and append to it without; see there. A release looks at ``waiters`` after it has
+    appended, a waiter looks at ``idle`` after it has joined: one of the two sees the other. Under
+    the lock there is no input or output, no logging, no code of the user's or the driver's, and no
+    other lock: methods decide, change the tables and return the work to do; the caller has it done.
+
+        entries == connecting + checking + closing + idle + in mailboxes + with holders
+        len(entries) <= poolmax, but for those above it when poolmax was lowered
+        waiters and idle are not both non-empty once the lock is free, but for idle entries that
+            are due for a check while enough of them are being checked
+
+    A forked child gets a new State, by one assignment, and never touches this one's lock.
+    """
+
+    def __init__(
+        self, name: str, settings: Settings, driver: Driver | None, pool: NimueConnectionPool
+    ) -> None:
+        self.name = name
+        self.pid = os.getpid()
+        self.pool = ref(pool)
+        self.lock = threading.Lock()
+        self.entries: set[Entry] = set()
+        self.connecting, self.checking, self.closing = set[Entry](), set[Entry](), set[Entry]()
+        self.idle, self.waiters = Idle(), Waiters()
+        #: Those in ``close()``, each content when so many or fewer are still with holders.
+        self.leavers: list[tuple[int, Waiter]] = []
+        self.figures, self.backoff = Figures(), Backoff()
+        self.is_shut = False
+        #: What a child inherits, and the child process that has been cut off from it.
+        self.bequest: Bequest | None = None
+        self.severed_in = 0
+        #: Why no connection can be had in this process at all.
+        self.poison: NimueError | None = None
+        #: Connections that were asked for before the last drain() are of an older generation.
+        self.generation = 0
+        #: When the next round of checks is due, and when the monitor looks again in any case.
+        self.next_cycle = self.next_look = 0.0
+        #: Whether to open what is missing to ``poolmin``.
+        self.refilling = False
+        #: What watches call, lock-free, with themselves: the inbox of this process's monitor.
+        self.post: Callable[[Any], None] = monitor.here.inbox.put
+        #: For the monitor to log: in a child that C code forked, the log's lock may be held.
+        self.news: list[str] = []
+        self.crew: set[threading.Thread] = set()
+        #: What a handle holds after its ``close()``: no connection, and no state.
+        self.closed = Entry(None, Refusal(self._closed_error), None, 0)
+        self.driver: Driver
+        self.in_transaction: Callable[[Any], bool | None]
+        if driver is not None:
+            self.adopt(driver)
+        self.apply(settings)
+        fork.join(self)
+        goodbye.remember(self)
+
+    def apply(self, settings: Settings) -> None:
+        """Let these settings rule from now on."""
+        self.settings = settings
+        self.look_at_logging()
+
+    def look_at_logging(self) -> None:
+        """Who wants to know more of each acquire or release makes it take the long way."""
+        settings = self.settings
+        self.verbose = upkeep.is_verbose()
+        self.soil = self.verbose or settings.on_return is not None
+        curious = self.verbose or settings.leak_timeout is not None
+        self.unchecked_for = settings.unchecked_for()
+        self.fresh_for = -1.0 if curious else self.unchecked_for
+
+    def adopt(self, driver: Driver) -> None:
+        """Let ``driver`` answer for this pool's connections."""
+        self.in_transaction = driver.in_transaction
+        self.driver = driver
+
+    @property
+    def known_driver(self) -> Driver | None:
+        """The driver, once the first connection has told which it is."""
+        return getattr(self, "driver", None)
+
+    def _closed_error(self) -> Exception:
+        driver = self.known_driver
+        return closed_error(Exception if driver is None else driver.interface_error)
+
+    def ask(self, waiter: Waiter, stale: Spare | None, now: float, wait: bool) -> list[Work]:
+        """Queue ``waiter``; if it may not ``wait``, or too many do, only make its wish known.
+
+        ``stale`` is what the caller has popped from ``idle`` and found due for a check.
+
+        Raises:
+            NimueError: the pool is closed, or cannot be used in this process.
+        """
+        with self.lock:
+            if self.is_shut:
+                # What is stale is dropped, and found by its watch.
+                raise NimuePoolClosedError(f"pool {self.name!r} is closed")
+            if stale is not None:
+                self.idle.append(stale)
+            if self.poison is not None:
+                raise type(self.poison)(*self.poison.args)
+            limit = self.settings.max_waiting
+            waiter.queued = wait and (limit is None or len(self.waiters) < limit)
+            if waiter.queued:
+                self.waiters.join(waiter)
+            works = self.plan_locked(now, wish=0 if waiter.queued else 1)
+            waiter.wakes = sweep.look_again_at(self, now) < self.next_look
+            return works
+
+    def withdraw(self, waiter: Waiter, now: float) -> list[Work]:
+        """Take ``waiter`` out, wherever it is by now; what it was handed goes on to the next."""
+        with self.lock:
+            self.waiters.leave(waiter)
+            handle, waiter.handle = waiter.handle, None
+            if handle is None or (entry := take_locked(self, handle)) is None:
+                return self.plan_locked(now)
+            entry.thread = 0
+            return self.settle_locked(entry, now)
+
+    def place_locked(self, entry: Entry, now: float) -> None:
+        """Lend ``entry`` to whoever has waited longest, or keep it idle.
+
+        From the moment that somebody else can have it, this thread no longer answers for it; a
+        moment before that it is watched.
+        """
+        self.checking.discard(entry)
+        self.closing.discard(entry)
+        waiter = self.waiters.oldest()
+        if waiter is None:
+            spare = make_spare(self, entry)
+            entry.worker = 0
+            self.idle.shelve(spare)
+        else:
+            self.figures.waited(now - waiter.since)
+            handle = lend(self, entry)
+            entry.worker = 0
+            self.waiters.hand(waiter, handle)
+
+    def plan_locked(self, now: float, wish: int = 0) -> list[Work]:
+        """Serve waiters with what is idle, and return the work that would serve the rest.
+
+        ``wish`` counts those who want a connection but do not wait for it.
+        """
+        works: list[Work] = []
+        if self.is_shut or self.poison is not None:
+            return works
+        while self.idle and (self.waiters or wish):
+            spare = self.idle.take()
+            if spare is None:
+                break
+            entry = spare[2]
+            is_fresh = now - entry.since < self.unchecked_for
+            if entry.retire_at <= now:
+                works += self.condemn_locked(entry)
+            elif is_fresh and self.waiters:
+                self.place_locked(entry, now)
+            elif is_fresh or self._lack(now, wish) <= 0:
+                self.idle.append(spare)
+                break
+            else:
+                works.append(self.inspect_locked(entry))
+        if len(self.entries) < self.settings.poolmax:
+            works += self._grow_locked(now, wish)
+        return works
+
+    def inspect_locked(self, entry: Entry) -> Work:
+        """Have ``entry``, which is in nobody's hands, checked."""
+        self.answer_for_locked(entry)
+        return Work(Task.CHECK, entry)
+
+    def answer_for_locked(self, entry: Entry) -> None:
+        """``entry`` is in the hands of the running thread, and in no handle."""
+        entry.worker = get_ident()
+        entry.busy_since = monotonic()
+        self.checking.add(entry)
+        entry.watch = None
+
+    def take_over(self, entry: Entry, planner: int) -> bool:
+        """A background thread answers for ``entry`` from now on; False if another was faster.
+
+        The other is the planner, who was interrupted and has mended what it left behind.
+        """
+        with self.lock:
+            if entry.state is not self or entry.worker != planner:
+                return False
+            entry.worker = get_ident()
+            return True
+
+    def _lack(self, now: float, wish: int) -> int:
+        """How many more are wanted than will soon be checked."""
+        soon = sum(1 for entry in self.checking if now - entry.busy_since < CHECK_STUCK)
+        return len(self.waiters) + wish - soon
+
+    def _grow_locked(self, now: float, wish: int) -> list[Work]:
+        settings = self.settings
+        under_way = sum(1 for entry in self.connecting if now - entry.busy_since < CONNECT_STUCK)
+        lack = self._lack(now, wish) - under_way - (1 if wish and self.idle else 0)
+        if self.refilling:
+            short = settings.poolmin - len(self.entries) + len(self.closing)
+            self.refilling = short > 0
+            lack = max(lack, short)
+        if lack <= 0 or now < self.backoff.retry_at:
+            return []
+        room = min(settings.poolmax - len(self.entries), settings.max_connecting - under_way)
+        return [Work(Task.CONNECT, self.birth_locked(now)) for _ in range(min(lack, room))]
+
+    def birth_locked(self, now: float) -> Entry:
+        """A new entry, with its permit, about to connect. The only way into ``entries``."""
+        self.figures.births += 1
+        entry = Entry(self, None, UNLIMITED.take(), self.figures.births)
+        entry.busy_since = now
+        entry.generation = self.generation
+        entry.worker = get_ident()
+        self.entries.add(entry)
+        self.connecting.add(entry)
+        return entry
+
+    def death_locked(self, entry: Entry) -> None:
+        """The only way out of ``entries``. The caller gives the permit back, without the lock."""
+        for place in (self.connecting, self.checking, self.closing, self.entries):
+            place.discard(entry)
+        entry.state = None
+        for content, leaver in list(self.leavers):
+            if self.borrowed_locked() <= content:
+                self.leavers.remove((content, leaver))
+                leaver.ring()
+
+    def borrowed_locked(self) -> int:
+        """How many are with holders; a ``connect()`` that hangs is nobody's loan."""
+        busy = len(self.connecting) + len(self.checking) + len(self.closing)
+        return len(self.entries) - busy - len(self.idle)
+
+    def arrived(self, entry: Entry, now: float) -> list[Work]:
+        """``entry`` is connected: to a waiter, or idle; or closed if it comes too late."""
+        with self.lock:
+            self.checking.add(entry)
+            self.connecting.discard(entry)
+            self.figures.opened += 1
+            self.backoff.succeeded()
+            entry.born = entry.since = entry.checked = now
+            entry.soiled = self.soil
+            if entry.generation == self.generation:
+                longest = self.settings.max_lifetime or float("inf")
+                entry.retire_at = now + longest * (1.0 - JITTER * random.random())
+            else:
+                entry.retire_at = now
+            return self.settle_locked(entry, now)
+
+    def failed_to_connect(self, entry: Entry, error: BaseException, now: float) -> list[Work]:
+        """``connect()`` failed: tell the waiters if nothing else can serve them, and back off."""
+        with self.lock:
+            self.death_locked(entry)
+            self.figures.failed += 1
+            self.backoff.failed(error, now)
+            self.refilling = False
+            if not self.entries:
+                self.waiters.fail_all(lambda: error)
+            works = self.plan_locked(now)
+        monitor.wake()
+        return works
+
+    def returned(self, entry: Entry, fit: bool, now: float) -> list[Work]:
+        """A release is done with ``entry``: it goes on, or, unfit, is to be closed."""
+        with self.lock:
+            entry.thread = 0
+            return self.settle_locked(entry, now) if fit else self.condemn_locked(entry)
+
+    def checked(self, entry: Entry, fit: bool, now: float) -> list[Work]:
+        """A health check is done with ``entry``."""
+        with self.lock:
+            entry.checked = now
+            if not fit:
+                self.figures.cleaned_dead += 1
+                return self.condemn_locked(entry)
+            if entry.since < 0.0:  # it was under suspicion
+                entry.since = now
+            return self.settle_locked(entry, now)
+
+    def condemn_locked(self, entry: Entry) -> list[Work]:
+        """Have ``entry``, which is in nobody's hands, closed."""
+        entry.worker = get_ident()
+        self.closing.add(entry)
+        self.checking.discard(entry)
+        entry.watch = None
+        self.refilling = True
+        return [Work(Task.CLOSE, entry)]
+
+    def forgo(self, entry: Entry) -> None:
+        """Do not connect after all: a fork is near and nobody waits."""
+        with self.lock:
+            self.death_locked(entry)
+
+    def settle_locked(self, entry: Entry, now: float) -> list[Work]:
+        """Find the place of a fit entry that is in nobody's hands."""
+        if self.is_shut or entry.retire_at <= now or self._surplus() > 0:
+            return self.condemn_locked(entry)
+        self.place_locked(entry, now)
+        return self.plan_locked(now)
+
+    def _surplus(self) -> int:
+        return len(self.entries) - len(self.closing) - self.settings.poolmax
+
+    def closed_down(self, entry: Entry, now: float) -> list[Work]:
+        """``entry`` is closed, or as closed as it will be."""
+        with self.lock:
+            self.death_locked(entry)
+            self.figures.closed += 1
+            works = self.plan_locked(now)
+        if self.is_shut:
+            monitor.wake()
+        return works
+
+    def take_idle_where_locked(self, chosen: Callable[[Entry], bool]) -> list[Work]:
+        """Take the chosen idle entries out, to be closed; the longest unused come first."""
+        works = []
+        for spare in list(self.idle):
+            if chosen(spare[2]) and self.idle.unshelve(spare):
+                works += self.condemn_locked(spare[2])
+        return works
+
+    def pass_on(self, entry: Entry) -> bool:
+        """A release without the lock hands over directly; False if nobody waits any more."""
+        with self.lock:
+            waiter = self.waiters.oldest()
+            if waiter is None:
+                return False
+            self.figures.waited(monotonic() - waiter.since)
+            self.waiters.hand(waiter, lend(self, entry))
+            return True
+
+    def serve(self) -> None:
+        """A release without the lock has met waiters, or a pool that was being closed."""
+        claims.serve(self)
+
+    def tidy(self, handle: NimueConnection, entry: Entry) -> None:
+        """The long way of a release."""
+        claims.release(self, handle, entry)
+
+    def rescue(self, entry: Entry, since: float) -> None:
+        """A release was interrupted: have the monitor see whether the entry is lost."""
+        self.post(Stray(self, entry, since))
+        claims.mend(self)
+
+    def detach(self, handle: NimueConnection, entry: Entry) -> bool:
+        return claims.detach(self, handle, entry)
+
+    def say_goodbye(self) -> None:
+        ending.say_goodbye(self)
+
+    def before_fork(self, deadline: float) -> bool:
+        return inherit.before_fork(self, deadline)
+
+    def sever(self, forker: int | None) -> None:
+        inherit.sever_in_child(self, forker)
+
+    def settle_in_child(self, forker: int | None) -> None:
+        inherit.settle_in_child(self, forker)
+
+    def fork_is_over(self) -> None:
+        self.bequest = None
+
+    def wake(self) -> None:
+        """After a fork, on behalf of those who wait: have a monitor run again, and look."""
+        monitor.here.ensure()
+        monitor.wake()

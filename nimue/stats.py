@@ -1,0 +1,81 @@
+"""What can be seen of a pool: frozen snapshots."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Figures:
+    """What one pool has done in one process. Its lock guards them."""
+
+    __slots__ = (
+        "births",
+        "cleaned_dead",
+        "cleaned_idle",
+        "closed",
+        "cycles",
+        "failed",
+        "inherited",
+        "longest_wait",
+        "lost",
+        "opened",
+        "severed",
+        "timeouts",
+        "wait_seconds",
+    )
+
+    def __init__(self) -> None:
+        self.births = self.opened = self.failed = self.closed = 0
+        self.timeouts = self.lost = 0
+        self.cleaned_dead = self.cleaned_idle = self.cycles = 0
+        self.inherited = self.severed = 0
+        self.wait_seconds = self.longest_wait = 0.0
+
+    def waited(self, seconds: float) -> None:
+        self.wait_seconds += seconds
+        self.longest_wait = max(self.longest_wait, seconds)
+
+
+class NimueConnectionPoolStats(NamedTuple):
+    """One pool in one process, at one moment. Counts since the pool was made, or since the fork.
+
+    ``poolsize == poolused + poolfree + checking``; connections being opened come on top.
+    """
+
+    #: the pool's name
+    name: str
+    #: the process these figures are about
+    pid: int
+    #: limits in force
+    poolmin: int
+    poolmax: int
+    #: open connections
+    poolsize: int
+    #: of these: with a holder, or on the way to one
+    poolused: int
+    #: of these: idle, ready to be acquired
+    poolfree: int
+    #: of these: in the hands of a background thread (health check, reset, close)
+    checking: int
+    #: ``connect()`` calls under way
+    connecting: int
+    #: threads that wait for a connection now
+    waiting: int
+    #: connections opened, ``connect()`` calls that failed, connections closed by the pool
+    opened: int
+    failed: int
+    closed: int
+    #: requests that ran into their timeout, handles dropped unclosed
+    timeouts: int
+    lost: int
+    #: seconds waited in all by those who had to wait, and the longest wait, in seconds
+    wait_seconds: float
+    longest_wait: float
+    #: connections of the parent found in this process after a fork, and how many of them were
+    #: severed from their server
+    inherited: int
+    severed: int
+    #: as in nimue 0.0.3: closed by the background checks as dead or idle, and their rounds
+    connections_cleaned_dead: int
+    connections_cleaned_idle: int
+    cleanup_cycles: int

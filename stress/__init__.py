@@ -1,0 +1,1 @@
+"""nimue under stress: ``python -m stress`` lists what there is."""

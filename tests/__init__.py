@@ -1,0 +1,1 @@
+"""A package, so that ``from tests.fakes import ...`` works in spawned children too."""
