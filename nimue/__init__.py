@@ -4,6 +4,7 @@ import logging
 
 from nimue.connection import NimueConnection, NimueCursor
 from nimue.error import (
+    NimueConnectionClosed,
     NimueDBModuleFailure,
     NimueError,
     NimueInheritedConnectionError,
@@ -18,6 +19,7 @@ from nimue.stats import NimueConnectionPoolStats
 __all__ = [
     "DEFAULT",
     "NimueConnection",
+    "NimueConnectionClosed",
     "NimueConnectionPool",
     "NimueConnectionPoolStats",
     "NimueCursor",

@@ -3,7 +3,8 @@
 A health check is a callable ``check(conn, dbmodule, logger)`` or ``check(conn, dbmodule)`` that
 returns True if the connection is fit for use. ``conn`` is the driver's own connection,
 ``dbmodule`` the driver's module, ``logger`` a :class:`logging.Logger`. It runs in a background
-thread, never under a lock; what it raises counts as unfit and is logged.
+thread, never under a lock; what it raises counts as unfit and is logged. None does too: it is what
+a check returns that has forgotten its ``return``.
 """
 
 from __future__ import annotations
@@ -60,6 +61,17 @@ def healthcheck_callback_base(
         (logger or _logger).exception("unexpected exception in a health check")
         return False
     return True
+
+
+@functools.lru_cache(maxsize=64)
+def say_nothing_came(check: HealthCheck, pool: str) -> None:
+    """Warn, once for each, of a check that returns None: every connection fails it."""
+    _logger.warning(
+        "pool %r: the health check %s returned None, which counts as unfit, so the connection is "
+        "closed; a check must return True or False",
+        pool,
+        getattr(check, "__qualname__", type(check).__name__),
+    )
 
 
 @functools.lru_cache(maxsize=64)

@@ -31,12 +31,19 @@ class NimueInheritedConnectionError(NimueError):
     """A connection or cursor from before a fork was used in the child."""
 
 
+class NimueConnectionClosed(NimueError):
+    """A connection was used after its ``close()``; the driver's own ``InterfaceError`` as well."""
+
+
 def closed_error(driver_error: type[Exception]) -> Exception:
     """What a returned connection raises: an error of ours that is the driver's own as well."""
     kind = _closed_kinds.get(driver_error)
     if kind is None:
+        ours = NimueConnectionClosed
         kind = _closed_kinds[driver_error] = type(
-            "NimueConnectionClosed", (NimueError, driver_error), {"__module__": __name__}
+            ours.__name__,
+            (ours, driver_error),
+            {"__module__": __name__, "__reduce__": lambda self: (closed_error, (driver_error,))},
         )
     return kind(
         "this connection has been returned to the pool (or detached from it); acquire another"

@@ -16,10 +16,11 @@ from weakref import getweakrefcount
 from nimue import claims, ending, monitor, opener, recipe, report, upkeep
 from nimue.acquire import Borrowing, acquire
 from nimue.callback import HealthCheck, healthcheck_callback_std
-from nimue.connection import ALONE, make_spare
+from nimue.connection import ALONE, Spare, make_spare
 from nimue.drivers.base import Driver
 from nimue.fork import door, settle
-from nimue.settings import Settings, check_timeout, refuse
+from nimue.parameter import Parameters
+from nimue.settings import POOLMIN, Settings, check_timeout, poolmin_beside, refuse
 from nimue.state import State
 from nimue.stats import NimueConnectionPoolStats
 from nimue.waiters import Waiter
@@ -39,10 +40,13 @@ class _Default:
 
 DEFAULT: Any = _Default()
 
+#: Seconds after which a ``close()`` that waits tells the log for whom.
+PATIENCE = 3.0
+
 _numbers = count(1)
 
 
-class NimueConnectionPool:
+class NimueConnectionPool(Parameters):
     """A pool of DB-API 2.0 connections that is right in every process that uses it.
 
     Made anywhere, it can be used anywhere: in the process that made it, in any child forked from
@@ -55,7 +59,8 @@ class NimueConnectionPool:
     Args:
         connfunc: returns an open connection; called with ``connargs`` and ``connkwargs``.
         poolinit: connections opened by the constructor; None for ``poolmin``.
-        poolmin: connections kept open, in each process that uses the pool.
+        poolmin: connections kept open, in each process that uses the pool; if not given, 10 or
+            ``poolmax``, whichever is less.
         poolmax: connections at most, per process.
         cleanup_interval: seconds between rounds of background checks.
         idle_timeout: seconds after which a connection beyond ``poolmin`` is closed if unused.
@@ -78,13 +83,15 @@ class NimueConnectionPool:
             open.
     """
 
+    __slots__ = ("__weakref__", "_own_driver", "_state")
+
     def __init__(
         self,
         connfunc: Callable[..., Any],
         connargs: Sequence[Any] | None = None,
         connkwargs: Mapping[str, Any] | None = None,
         poolinit: int | None = None,
-        poolmin: int = 10,
+        poolmin: int = POOLMIN,
         poolmax: int = 20,
         cleanup_interval: float = 60,
         idle_timeout: float = 300,
@@ -108,7 +115,7 @@ class NimueConnectionPool:
             connargs=[] if connargs is None else connargs,
             connkwargs={} if connkwargs is None else connkwargs,
             poolinit=poolinit,
-            poolmin=poolmin,
+            poolmin=poolmin_beside(poolmax, poolmin),
             poolmax=poolmax,
             cleanup_interval=cleanup_interval,
             idle_timeout=idle_timeout,
@@ -221,11 +228,13 @@ class NimueConnectionPool:
                         raise
                     return handle
                 stale = (handle, lease, entry)
-        patience = state.settings.timeout if timeout is DEFAULT else timeout
-        return acquire(state, stale, 0.0 if not blocking else patience, _getframe(1))
+        patience = _patience(state, stale, blocking, timeout)
+        return acquire(state, stale, patience, _getframe(1))
 
     def connection(self, timeout: float | None = DEFAULT) -> Borrowing:
         """A context manager: commits on success, rolls back on error, always gives back.
+
+        What the block has closed itself was rolled back then, and is not committed.
 
         ::
 
@@ -256,76 +265,29 @@ class NimueConnectionPool:
         return self._state.name
 
     @property
-    def connfunc(self) -> Callable[..., Any]:
-        """The callable that returns a new connection."""
-        return self._state.settings.connfunc
+    def driver(self) -> Driver | None:
+        """The facts about the driver; None until the first connection has told which it is."""
+        return self._state.known_driver
 
     @property
-    def connargs(self) -> Sequence[Any]:
-        """The arguments that ``connfunc`` is called with."""
-        return self._state.settings.connargs
-
-    @property
-    def connkwargs(self) -> Mapping[str, Any]:
-        """The keyword arguments that ``connfunc`` is called with."""
-        return self._state.settings.connkwargs
-
-    @property
-    def healthcheck_callback(self) -> HealthCheck:
-        """The health check."""
-        return self._state.settings.healthcheck_callback
-
-    @property
-    def poolinit(self) -> int | None:
-        """How many connections the constructor opened; None: ``poolmin``."""
-        return self._state.settings.poolinit
-
-    @property
-    def poolmin(self) -> int:
-        """Connections kept open. Settable, from 0 to ``poolmax``."""
-        return self._state.settings.poolmin
-
-    @poolmin.setter
-    def poolmin(self, value: int) -> None:
-        self._change(poolmin=value)
-
-    @property
-    def poolmax(self) -> int:
-        """Connections at most. Settable, from 1 and ``poolmin``; what is idle beyond is closed."""
-        return self._state.settings.poolmax
-
-    @poolmax.setter
-    def poolmax(self, value: int) -> None:
-        self._change(poolmax=value)
-
-    @property
-    def cleanup_interval(self) -> float:
-        """Seconds between rounds of background checks. Settable, above 0."""
-        return self._state.settings.cleanup_interval
-
-    @cleanup_interval.setter
-    def cleanup_interval(self, value: float) -> None:
-        self._change(cleanup_interval=value)
-
-    @property
-    def idle_timeout(self) -> float:
-        """Seconds after which an unused connection beyond ``poolmin`` is closed. Settable."""
-        return self._state.settings.idle_timeout
-
-    @idle_timeout.setter
-    def idle_timeout(self, value: float) -> None:
-        self._change(idle_timeout=value)
+    def totalmax(self) -> None:
+        """None: there is no limit across processes yet."""
 
     def _change(self, **parameters: Any) -> None:
         settle()
         state = self._state
-        with state.lock:
-            state.apply(state.settings.changed(**parameters))
-            state.next_cycle = 0.0
-            if len(state.entries) > state.settings.poolmax:
-                # Whatever comes back is looked at: it may be one too many.
-                for entry in state.entries:
-                    entry.soiled = True
+        while True:
+            before = state.settings
+            after = before.changed(**parameters)
+            with state.lock:
+                if state.settings is before:  # else another thread was faster: check once more
+                    state.apply(after)
+                    state.next_cycle = 0.0
+                    if len(state.entries) > after.poolmax:
+                        # Whatever comes back is looked at: it may be one too many.
+                        for entry in state.entries:
+                            entry.soiled = True
+                    break
         monitor.wake()
 
     # The end, and other processes.
@@ -362,7 +324,7 @@ class NimueConnectionPool:
             )
         if state.entries:
             monitor.here.ensure()  # it is who hears of a borrower that drops its handle
-        leaver.wait(timeout)
+        _await(state, leaver, timeout)
         monitor.wake()
 
     def __enter__(self) -> NimueConnectionPool:
@@ -392,9 +354,40 @@ class NimueConnectionPool:
     def __repr__(self) -> str:
         state = self._state
         return (
-            f"<NimueConnectionPool {state.name!r}: {len(state.entries)} connections, "
-            f"{len(state.idle)} idle, poolmax={state.settings.poolmax}>"
+            f"<NimueConnectionPool {state.name!r}: {'closed, ' if state.is_shut else ''}"
+            f"{len(state.entries)} connections, {len(state.idle)} idle, "
+            f"poolmax={state.settings.poolmax}>"
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
         return recipe.reduce(self._state, self._own_driver)
+
+
+def _patience(
+    state: State, stale: Spare | None, blocking: object, timeout: float | None
+) -> float | None:
+    """For how long a call may wait.
+
+    Here, where it matters, a ``blocking`` is refused that is neither yes nor no: it is a timeout,
+    most likely.
+    """
+    if blocking not in (True, False):
+        if stale is not None:
+            state.idle.append(stale)
+            state.serve()
+        raise refuse("blocking", blocking, "True or False (seconds go to timeout)")
+    if not blocking:
+        return 0.0
+    return state.settings.timeout if timeout is DEFAULT else timeout
+
+
+def _await(state: State, leaver: Waiter, timeout: float | None) -> None:
+    """Wait for borrowed connections; say who has them if that takes long, and if it is in vain."""
+    begun = monotonic()
+    is_short = timeout is not None and timeout <= PATIENCE
+    for seconds in [timeout] if is_short else [PATIENCE, timeout and timeout - PATIENCE]:
+        if leaver.wait(seconds):
+            return
+        now = monotonic()
+        told = report.outstanding(state, now)
+        logger.warning("pool %r: close() has waited %.1f s; %s", state.name, now - begun, told)

@@ -8,7 +8,11 @@ from typing import TYPE_CHECKING
 from nimue.stats import NimueConnectionPoolStats
 
 if TYPE_CHECKING:
+    from nimue.entry import Entry
     from nimue.state import State
+
+#: Who holds a connection, for how many seconds, and the place where it was taken.
+Fact = tuple[int, float, str]
 
 #: How many of those who hold a connection are named in an error.
 NAMED = 5
@@ -51,9 +55,9 @@ def shortage(state: State, now: float) -> str:
     """Which limit was hit, who waits, and who has held connections longest."""
     settings = state.settings
     with state.lock:
-        held = sorted((entry for entry in state.entries if entry.thread), key=lambda e: e.since)
+        held = _held_locked(state)
         total, waiting = len(state.entries), len(state.waiters)
-        facts = [(entry.thread, now - entry.since, entry.place()) for entry in held[:NAMED]]
+        facts = [_fact(entry, now) for entry in held[:NAMED]]
         mine = [entry for entry in held if entry.thread == threading.get_ident()]
         under_way = len(state.connecting) + len(state.checking) + len(state.closing)
     if total >= settings.poolmax:
@@ -61,14 +65,35 @@ def shortage(state: State, now: float) -> str:
     else:
         text = f"{total} of poolmax={settings.poolmax} connections exist"
     text += f" ({len(held)} in use, {under_way} being opened, checked or closed), {waiting} waiting"
-    if facts:
-        text += "; held longest: " + ", ".join(_holder(*fact) for fact in facts)
+    text += _longest(facts)
     if mine:
         text += (
             f"; this very thread holds {len(mine)} of them: a thread that waits for a second "
             "connection while it holds one can wait for itself"
         )
     return text
+
+
+def outstanding(state: State, now: float) -> str:
+    """How many connections other threads have still, and who has held them longest."""
+    me = threading.get_ident()
+    with state.lock:
+        held = [entry for entry in _held_locked(state) if entry.thread != me]
+        facts = [_fact(entry, now) for entry in held[:NAMED]]
+    return f"{len(held)} of its connections are still out{_longest(facts)}"
+
+
+def _held_locked(state: State) -> list[Entry]:
+    """What is with holders; the longest held first."""
+    return sorted((entry for entry in state.entries if entry.thread), key=lambda e: e.since)
+
+
+def _fact(entry: Entry, now: float) -> Fact:
+    return entry.thread, now - entry.since, entry.place()
+
+
+def _longest(facts: list[Fact]) -> str:
+    return "; held longest: " + ", ".join(_holder(*fact) for fact in facts) if facts else ""
 
 
 def _holder(ident: int, seconds: float, place: str) -> str:

@@ -33,6 +33,20 @@ def seconds(parameter: str, value: object, allowed: str, *, zero: bool = True) -
         raise refuse(parameter, value, allowed)
 
 
+class _Default(int):
+    """A number that nobody has given, and that can be told from the same number given."""
+
+
+POOLMIN = _Default(10)
+
+
+def poolmin_beside(poolmax: int, poolmin: int) -> int:
+    """``poolmin`` as given; if it was not, it makes way for a ``poolmax`` below it."""
+    if poolmin is not POOLMIN:
+        return poolmin
+    return min(int(poolmin), poolmax) if isinstance(poolmax, int) else int(poolmin)
+
+
 class Settings(NamedTuple):
     """One pool's parameters, as they were given. ``checked`` tells whether they can be."""
 

@@ -13,7 +13,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from nimue import fork, goodbye, sweep
-from nimue.callback import takes_logger
+from nimue.callback import say_nothing_came, takes_logger
 from nimue.connection import MISSING
 from nimue.drivers import driver_for
 from nimue.process import Socket, identify, open_sockets
@@ -129,6 +129,8 @@ def _is_fit(state: State, entry: Entry) -> bool:
         if driver.is_closed(raw):
             return False
         fit = callback(*arguments[: 3 if takes_logger(callback) else 2])
+        if fit is None:
+            say_nothing_came(callback, state.name)
         if fit and driver.in_transaction(raw):
             driver.reset(raw)
     except BaseException:  # in a background thread: none is meant for anybody else

@@ -40,8 +40,10 @@ class Waiter:
     def has_mail(self) -> bool:
         return self.handle is not None or self.error is not None
 
-    def wait(self, seconds: float | None) -> None:
+    def wait(self, seconds: float | None) -> bool:
         """Sleep until the bell rings, or for so many seconds; None sleeps until it rings.
+
+        True if it has rung.
 
         In naps: CPython notices a signal that comes just before a sleep only after it.
         """
@@ -51,7 +53,8 @@ class Waiter:
             if end is not None:
                 left = end - monotonic()
                 if left <= 0:
-                    return
+                    return False
+        return True
 
     def ring(self) -> None:
         try:

@@ -105,6 +105,58 @@ class TestClose:
         assert server.open == 0
         assert server.sessions[conn_serial(server)].goodbye
 
+    @pytest.mark.parametrize("timeout", [None, 0.2, 0.01, 0])
+    def test_tells_for_whom_it_waits(
+        self, server: FakeServer, caplog: Any, monkeypatch: Any, timeout: float | None
+    ) -> None:
+        monkeypatch.setattr("nimue.pool.PATIENCE", 0.05)
+        with make(server) as other:  # of which nothing is out
+            other.getconnection().close()
+        pool = make(server, poolmin=3)
+        conns = [pool.getconnection() for _ in range(3)]
+        closer = spawn(pool.close, timeout)
+        waits = [0.05] if timeout is None else [0.05, timeout] if timeout > 0.05 else [timeout]
+
+        def told() -> list[str]:
+            return [line for line in caplog.messages if "close() has waited" in line]
+
+        until(lambda: len(told()) == len(waits))
+        for conn in conns:
+            conn.close()
+        closer.result()
+        for line, seconds in zip(told(), waits, strict=True):
+            assert line.startswith(f"pool {pool.name!r}: close() has waited {seconds:.1f} s; 3 of ")
+            assert line.count(" s by ") == 3
+            assert __file__ in line
+
+    def test_names_nobody_that_it_does_not_wait_for(
+        self, server: FakeServer, caplog: Any, monkeypatch: Any
+    ) -> None:
+        pool = make(server)
+        others, closed = [], threading.Event()
+
+        def hold() -> None:
+            others.append(pool.getconnection())
+            closed.wait(SOON)
+
+        holding = spawn(hold)
+        until(lambda: others)
+        mine = pool.getconnection()
+        pool.close(timeout=0.01)
+        closed.set()
+        holding.result()
+        assert "; 1 of its connections are still out; held longest: 0.0 s by " in caplog.text
+        for conn in (mine, *others):
+            conn.close()
+
+    def test_shows_in_the_repr(self, server: FakeServer) -> None:
+        pool = make(server)
+        assert "closed" not in repr(pool)
+        pool.close()
+        assert repr(pool) == (
+            f"<NimueConnectionPool {pool.name!r}: closed, 0 connections, 0 idle, poolmax=4>"
+        )
+
     def test_timeout_zero_waits_for_nobody(self, server: FakeServer) -> None:
         pool = make(server)
         conn = spawn(pool.getconnection).result()

@@ -364,6 +364,24 @@ class TestCallbacks:
             conn.close()
             assert pool.poolstats().connections_cleaned_dead == 1
 
+    def test_none_is_said_to_be_a_mistake_once(self, server: FakeServer, caplog: Any) -> None:
+        seen: list[Any] = []
+
+        def forgetful(conn: Any, dbmodule: Any) -> None:
+            seen.append(conn.serial)
+
+        for name in ("one", "two"):
+            given = {"healthcheck_idle": 0, "healthcheck_callback": forgetful, "name": name}
+            with make(server, **given) as pool:
+                for _ in range(3):
+                    pool.getconnection(timeout=10).close()
+                assert len(seen) >= 3
+                seen.clear()
+        (told, other) = (line for line in caplog.messages if "returned None" in line)
+        assert "forgetful returned None, which counts as unfit" in told
+        assert "'one'" in told
+        assert "'two'" in other
+
     def test_a_type_error_within_one_is_not_taken_for_its_signature(
         self, server: FakeServer
     ) -> None:
@@ -396,6 +414,7 @@ class TestErrors:
             "NimuePoolClosedError",
             "NimueNoConnectionAvailable",
             "NimuePoolTimeout",
+            "NimueConnectionClosed",
             "NimueInheritedConnectionError",
         ],
     )

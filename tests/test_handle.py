@@ -20,7 +20,13 @@ from typing import Any
 
 import pytest
 
-from nimue import NimueConnection, NimueConnectionPool, NimueCursor, NimueError
+from nimue import (
+    NimueConnection,
+    NimueConnectionClosed,
+    NimueConnectionPool,
+    NimueCursor,
+    NimueError,
+)
 from tests import fakes, servers
 from tests.children import in_script
 from tests.fakes import FakeDriver, FakeServer, spawn, until
@@ -181,6 +187,9 @@ class TestReal:
             assert isinstance(caught.value, NimueError)
             with pytest.raises(real.module.Error, match="returned to the pool"):
                 use()
+            with pytest.raises(NimueConnectionClosed, match="returned to the pool") as caught:
+                use()
+            assert type(pickle.loads(pickle.dumps(caught.value))) is type(caught.value)
         conn.close()
         cursor.close()
 

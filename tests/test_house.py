@@ -18,7 +18,8 @@ IDS = sorted(TREES)
 #: The lower may not import the higher; those of one line may, as long as there is no circle.
 LAYERS = (
     {"error"},
-    {"callback", "stats", "process", "work", "semaphore", "backoff", "settings", "waiters"},
+    {"callback", "stats", "process", "work", "semaphore", "backoff", "waiters"}
+    | {"settings", "parameter"},
     {"fork", "goodbye", "drivers/base"},
     {"drivers/__init__", "drivers/postgres", "drivers/mysql", "drivers/sqlite"},
     {"entry", "connection", "idle", "upkeep", "sweep", "report", "opener", "claims", "ending"}

@@ -237,6 +237,136 @@ def _use_with_driver(pool: Any) -> tuple[str, Any]:
         return type(pool._state.driver).__name__, cursor.fetchone()
 
 
+class Opaque:
+    """Without an ``__eq__``: each copy is another."""
+
+
+class Puzzling(Opaque):
+    """Not to be compared."""
+
+    def __eq__(self, other: object) -> bool:
+        raise LookupError
+
+    __hash__ = None
+
+
+class Plain:
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Plain) and other.number == self.number
+
+    __hash__ = None
+
+    def method(self) -> None:
+        pass
+
+
+SAME: list[tuple[Any, Any]] = [
+    (1, 1.0),
+    ([SECRET, {"b": (1, 2)}], (SECRET, {"b": [1, 2]})),
+    (connect, connect),
+    (functools.partial(connect, "a", b=[2]), functools.partial(connect, "a", b=[2])),
+    (Opaque(), Opaque()),
+    ([Puzzling()], [Puzzling()]),
+    (Plain(1), Plain(1)),
+    (Plain(1).method, Plain(1).method),
+    (Opaque().__init__, Opaque().__init__),
+    (Opaque, Opaque),
+]
+OTHER: list[tuple[Any, Any]] = [
+    (1, 2),
+    (SECRET, SECRET + "!"),
+    (None, SECRET),
+    ([1, 2], [1]),
+    ({"b": 1}, {"c": 1}),
+    ({"b": [1]}, {"b": [2]}),
+    (connect, own_server),
+    (functools.partial(connect, "a"), functools.partial(connect, "b")),
+    (Opaque(), Plain(1)),
+    (Plain(1), Plain(2)),
+    (Plain(1).method, Plain(2).method),
+    (Opaque, Plain),
+    (Opaque, Opaque()),
+]
+
+
+class TestOneName:
+    @pytest.mark.parametrize(
+        ("one", "other", "same"),
+        [*((*pair, True) for pair in SAME), *((*pair, False) for pair in OTHER)],
+    )
+    def test_what_is_the_same(self, one: Any, other: Any, same: bool, caplog: Any) -> None:
+        with make(name="shop", poolmin=0, connkwargs={"it": one, "pw": SECRET}) as first:
+            data = pickle.dumps(first)
+            with make(name="shop", poolmin=0, connkwargs={"it": other, "pw": SECRET}) as second:
+                assert (pickle.loads(data) is second) == same
+                assert copy_of(second) is second
+        assert ("'shop'" in caplog.text) != same
+        assert SECRET not in caplog.text
+
+    @pytest.mark.parametrize(
+        "parameter", ["connfunc", "connargs", "connkwargs", "on_connect", "on_return"]
+    )
+    def test_another_is_refused_in_words(self, parameter: str) -> None:
+        given = {"connfunc": connect, "connargs": (SECRET,), "connkwargs": {"pw": SECRET}}
+        others = {"connfunc": own_server, "connargs": (), "connkwargs": {}}
+        with NimueConnectionPool(**given, name="shop", poolmin=0) as one:
+            data = pickle.dumps(one)
+        changed = {parameter: others.get(parameter, on_return)}
+        with NimueConnectionPool(**{**given, **changed}, name="shop", poolmin=0) as mine:
+            found = pickle.loads(data)
+            assert found is not mine
+            for _ in range(2):
+                with pytest.raises(NimueInvalidParameterValue) as caught:
+                    found.getconnection()
+                assert "'shop'" in str(caught.value)
+                assert f"not with the same {parameter}: give" in str(caught.value)
+                assert SECRET not in repr(caught.value)
+            found.close()
+
+    def test_what_can_be_set_makes_no_other(self) -> None:
+        with make(name="shop") as pool:
+            data = pickle.dumps(pool)
+            pool.poolmin, pool.poolmax, pool.timeout = 0, 9, 5
+            assert pickle.loads(data) is pool
+
+    @pytest.mark.parametrize("method", METHODS)
+    def test_the_error_reaches_who_gave_the_task(self, method: str) -> None:
+        """Raised while the task is unpickled it would end the worker, and the caller hang."""
+        context = multiprocessing.get_context(method)
+        with (
+            make(name="shop", poolmin=0, connargs=["a"]) as pool,
+            context.Pool(1, initializer=_take_name, initargs=("shop",)) as workers,
+        ):
+            with pytest.raises(NimueInvalidParameterValue, match=r"'shop'.*same connargs"):
+                workers.apply_async(_use, (pool,)).get(60)
+            workers.close()
+            workers.join()
+
+    def test_a_second_of_that_name_is_told(self, caplog: Any) -> None:
+        # The first two as by a module's reload.
+        with make(name="shop", poolmin=0) as first, make(name="shop", poolmin=2) as reloaded:
+            assert not caplog.messages
+            assert copy_of(first) is reloaded
+            with make(name="shop", connkwargs={"pw": SECRET}, poolmin=0):
+                (told,) = caplog.messages
+                assert "'shop'" in told
+                assert "not the same connkwargs" in told
+                assert SECRET not in told
+        with make(name="shop", poolmin=0):  # the others are closed
+            assert len(caplog.messages) == 1
+
+
+def _take_name(name: str) -> None:
+    _initialise(make(name=name, poolmin=0, connargs=["b"]))
+
+
+def _use(pool: Any) -> None:
+    pool.getconnection().close()
+
+
 class TestRefused:
     @pytest.mark.parametrize(
         "parameters",

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import inspect
 import math
+import pydoc
+import weakref
 from typing import Any
 
 import pytest
 
 import nimue
-from nimue import NimueConnectionPool, NimueError, NimueInvalidParameterValue
+from nimue import (
+    NimueConnectionPool,
+    NimueError,
+    NimueInvalidParameterValue,
+    NimueNoConnectionAvailable,
+    NimuePoolTimeout,
+)
 from nimue.drivers import Driver
-from tests.fakes import FakeDriver, FakeServer
+from tests.fakes import FakeDriver, FakeServer, spawn
 
 SECONDS = "seconds"
 CALLABLE = "callable"
@@ -132,7 +141,7 @@ def test_the_arguments_are_refused_by_kind_and_never_shown(
 
 def test_several_limits_at_odds_name_both(server: FakeServer) -> None:
     with pytest.raises(NimueInvalidParameterValue, match=r"poolmin must .*poolmax \(3\), not 10"):
-        NimueConnectionPool(server.connect, poolmax=3)
+        NimueConnectionPool(server.connect, poolmin=10, poolmax=3)
     with pytest.raises(NimueInvalidParameterValue, match=r"poolmin \(2\) to poolmax \(4\), not 1"):
         NimueConnectionPool(server.connect, poolinit=1, poolmin=2, poolmax=4)
     assert server.count("connect") == 0
@@ -180,7 +189,130 @@ def test_the_least_and_the_most_are_taken(server: FakeServer, parameter: str, va
         pool.getconnection(timeout=5 if value != 0 else 0).close()
 
 
-SETTABLE = ("poolmin", "poolmax", "cleanup_interval", "idle_timeout")
+@pytest.mark.parametrize(("poolmax", "poolmin"), [(3, 3), (10, 10), (11, 10)])
+def test_poolmin_not_given_makes_way_for_poolmax(
+    server: FakeServer, poolmax: int, poolmin: int
+) -> None:
+    with Pool(server.connect, poolmax=poolmax, driver=FakeDriver()) as pool:
+        assert (pool.poolmin, pool.poolmax, server.open) == (poolmin, poolmax, poolmin)
+        assert type(pool.poolmin) is int
+    for bad in (0, True, "7", None):
+        with pytest.raises(NimueInvalidParameterValue, match="poolmax must be"):
+            Pool(server.connect, poolmax=bad)
+
+
+READ_ONLY = {
+    "connargs": ("a",),
+    "connkwargs": {"b": 1},
+    "poolinit": 2,
+    "healthcheck_on_getconnection": False,
+    "healthcheck_callback": print,
+    "on_connect": lambda raw: None,
+    "on_return": lambda raw: None,
+    "name": "the pool",
+    "totalmax": None,
+    "driver": FakeDriver(),
+}
+TO_SET = {
+    "poolmin": (1, 2),
+    "poolmax": (3, 4),
+    "cleanup_interval": (50, 70),
+    "idle_timeout": (200, 0),
+    "timeout": (20.0, None),
+    "max_waiting": (None, 7),
+    "max_lifetime": (None, 100),
+    "healthcheck_idle": (0, 3.5),
+    "leak_timeout": (None, 9),
+    "max_connecting": (1, 5),
+}
+SETTABLE = tuple(TO_SET)
+
+
+def test_all_can_be_read_and_explain_themselves(server: FakeServer) -> None:
+    given = {**READ_ONLY, **{name: value for name, (value, _) in TO_SET.items()}}
+    parameters = set(inspect.signature(NimueConnectionPool).parameters) - {"connfunc"}
+    assert set(given) == parameters
+    with make(server, **given) as pool:
+        assert {name: getattr(pool, name) for name in given} == given
+        assert pool.connfunc == server.connect
+        for name in (*given, "connfunc"):
+            told = inspect.getdoc(inspect.getattr_static(NimueConnectionPool, name))
+            assert told
+            assert ("Settable" in told) == (name in TO_SET)
+            assert told in pydoc.render_doc(NimueConnectionPool, renderer=pydoc.plaintext)
+
+
+@pytest.mark.parametrize("name", ["connfunc", *READ_ONLY])
+def test_some_are_read_only(server: FakeServer, name: str) -> None:
+    with make(server) as pool:
+        before = getattr(pool, name)
+        with pytest.raises(AttributeError):
+            setattr(pool, name, READ_ONLY.get(name, print))
+        assert getattr(pool, name) is before
+
+
+@pytest.mark.parametrize("name", TO_SET)
+def test_the_others_can_be_set(server: FakeServer, name: str) -> None:
+    before, after = TO_SET[name]
+    with make(server, poolmin=1, poolmax=3, **{name: before} if "pool" not in name else {}) as pool:
+        setattr(pool, name, after)
+        assert getattr(pool, name) == after
+        assert getattr(pool._state.settings, name) == after
+        pool.getconnection().close()
+
+
+def test_what_was_set_rules_from_then_on(server: FakeServer) -> None:
+    with make(server, poolmin=1, poolmax=1, healthcheck_idle=100) as pool:
+        pool.healthcheck_idle = 0
+        conn = pool.getconnection()
+        assert server.count("execute") == 1
+        pool.timeout = 0.01
+        with pytest.raises(NimuePoolTimeout):
+            pool.getconnection()
+        pool.max_waiting = 0
+        with pytest.raises(NimueNoConnectionAvailable, match="max_waiting=0"):
+            pool.getconnection(timeout=1)
+        conn.close()
+
+
+def test_a_mistyped_one_is_refused(server: FakeServer) -> None:
+    pool = NimueConnectionPool(server.connect, poolmin=0)
+    with pytest.raises(AttributeError, match="pool_max"):
+        pool.pool_max = 5  # type: ignore[attr-defined]
+    pool.close()
+
+    class Named(Pool):
+        colour = "red"
+
+    with Named(server.connect, poolmin=0) as named:
+        named.colour = "green"
+        named.shape = "round"  # type: ignore[attr-defined]
+        assert weakref.ref(named)() is named
+
+
+def test_setters_lose_nothing_and_call_nobody_under_the_lock(server: FakeServer) -> None:
+    class Meddler(int):
+        """While it is checked the pool is used, and another setter is faster."""
+
+        times = 0
+
+        def __gt__(self, other: int) -> bool:
+            self.times += 1
+            if self.times == 1:
+                pool.idle_timeout = 7
+            return int(self) > other
+
+        def __repr__(self) -> str:
+            return f"{int(pool.poolstats().poolmin)} and more"
+
+    def change() -> None:
+        pool.poolmin = Meddler(2)
+        assert (pool.poolmin, pool.idle_timeout) == (2, 7)
+        with pytest.raises(NimueInvalidParameterValue, match="not 2 and more"):
+            pool.poolmin = Meddler(9)
+
+    with make(server, poolmin=1) as pool:
+        spawn(change).result()
 
 
 @pytest.mark.parametrize(
@@ -232,6 +364,22 @@ def test_a_bad_timeout_of_a_call(server: FakeServer, value: Any) -> None:
             pool.connection(timeout=value).__enter__()
         assert not pool._state.is_shut
         assert pool.poolstats().poolused == 0
+
+
+@pytest.mark.parametrize("value", [5, 2.5, "no", None])
+@pytest.mark.parametrize("idle", [0, 1])
+def test_a_timeout_in_the_place_of_blocking(server: FakeServer, value: Any, idle: int) -> None:
+    with make(server, poolmin=idle, healthcheck_idle=0) as pool:
+        with pytest.raises(NimueInvalidParameterValue) as caught:
+            pool.getconnection(value)
+        assert str(caught.value).startswith(
+            "blocking must be True or False (seconds go to timeout)"
+        )
+        assert str(caught.value).endswith(f", not {value!r}")
+        assert (pool.poolstats().poolfree, server.opened) == (idle, idle)
+        for flag in (1, 0, True, False):
+            pool.getconnection(1).close()
+            pool.getconnection(flag).close()
 
 
 def test_no_secret_in_what_is_shown(server: FakeServer) -> None:
