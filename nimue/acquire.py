@@ -13,7 +13,7 @@ from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 from nimue import fork, monitor, opener, report, upkeep
-from nimue.claims import mend
+from nimue.claims import is_held_locked, mend
 from nimue.connection import NimueConnection, Spare, lend
 from nimue.error import NimueError, NimueNoConnectionAvailable, NimuePoolTimeout
 from nimue.fork import door
@@ -32,7 +32,7 @@ def acquire(
 
     ``stale`` is what was popped from ``idle`` and is due for a check.
     """
-    waiter = Waiter(monotonic(), get_ident())
+    waiter = Waiter(monotonic())
     try:
         handle = None
         if patience == 0 or state.settings.max_waiting == 0:
@@ -59,12 +59,15 @@ def _look_for(state: State, spare: Spare | None) -> NimueConnection | None:
     """An idle connection that looks well; what does not is sent to be checked."""
     while spare is not None:
         entry = spare[2]
-        if entry.retire_at > monotonic() and upkeep.looks_well(state, entry):
-            return lend(state, entry)
+        looks_well = entry.retire_at > monotonic() and upkeep.looks_well(state, entry)
+        works = []
         with state.lock:
-            work = state.inspect_locked(entry)
+            if is_held_locked(spare):
+                if looks_well:
+                    return lend(state, entry)
+                works.append(state.inspect_locked(entry))
             spare = state.idle.take()
-        opener.start(state, [work])
+        opener.start(state, works)
     return None
 
 

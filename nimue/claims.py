@@ -5,13 +5,14 @@ from __future__ import annotations
 from _thread import get_ident
 from collections.abc import Callable
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 from weakref import ref
 
 from nimue import opener, upkeep
 from nimue.connection import NimueConnection, reclaim
 
 if TYPE_CHECKING:
+    from nimue.connection import Spare
     from nimue.entry import Entry
     from nimue.state import State
     from nimue.work import Stray, Work
@@ -24,6 +25,12 @@ def take_locked(state: State, handle: NimueConnection) -> Entry | None:
         return None
     entry.watch = None
     return entry
+
+
+def is_held_locked(spare: Spare) -> bool:
+    """Whether what was popped from ``idle`` is still whose thread popped it; see :func:`stray`."""
+    handle, _, entry = spare
+    return entry.watch is not None and entry.watch() is handle
 
 
 def release(state: State, handle: NimueConnection, entry: Entry) -> None:
@@ -44,10 +51,7 @@ def serve(state: State) -> None:
     """Give what has come to ``idle`` to those who wait, or close it if the pool is closed."""
     try:
         with state.lock:
-            if state.is_shut:
-                works = state.take_idle_where_locked(lambda entry: True)
-            else:
-                works = state.plan_locked(monotonic())
+            works = state.plan_locked(monotonic())
         opener.run(state, works)
     except BaseException:
         mend(state)
@@ -63,8 +67,7 @@ def detach(state: State, handle: NimueConnection, entry: Entry) -> bool:
             state.answer_for_locked(entry)
             state.death_locked(entry)
             works = state.plan_locked(monotonic())
-        if entry.permit is not None:
-            entry.permit.give_back()
+        entry.give_back()
         opener.run(state, works)
         return True
     except BaseException:
@@ -90,14 +93,17 @@ def mend(state: State) -> None:
     me = get_ident()
     with state.lock:
         state.waiters.deliver()
+        mine = [entry for entry in state.entries if entry.worker == me]
         works = []
-        for entry in list(state.entries):
-            if entry.worker == me:
-                if entry.raw is None:
-                    state.death_locked(entry)
-                else:
-                    works += state.condemn_locked(entry)
+        for entry in mine:
+            if entry.raw is None:
+                state.death_locked(entry)
+            else:
+                works += state.condemn_locked(entry)
         works += state.plan_locked(monotonic())
+    for entry in mine:
+        if entry.raw is None:
+            entry.give_back()
     opener.start(state, works)
 
 
@@ -113,25 +119,27 @@ def lost(state: State, watch: ref[NimueConnection]) -> Entry | None:
 
 
 def stray(message: Stray) -> Entry | None:
-    """The entry of an interrupted release, if it is nowhere still; now it is ``checking``."""
+    """The entry of an interrupted release, if it is nowhere still; now it is ``checking``.
+
+    An acquire may have popped it and not come further yet. That one sets ``since``, then looks
+    whether the handle is known elsewhere, then at its lease; here the handle becomes known, then
+    its lease longer, then there is the look at ``since``. So one of the two sees the other; an
+    acquire that does takes the long way, and asks there whose the entry is.
+    """
     state, entry, since = message
     with state.lock:
-        if entry.state is not state or entry.since != since or _is_placed_locked(state, entry):
+        handle = entry.watch() if entry.watch is not None else None
+        if entry.state is not state or handle is None:
+            return None
+        lease = cast("list[object]", handle._lease)
+        lease.append(handle)
+        is_idle = any(spare[2] is entry for spare in state.idle)
+        if entry.since != since or is_idle or lease[0] is entry:
+            lease.remove(handle)
             return None
         entry.thread = 0
         state.answer_for_locked(entry)
         return entry
-
-
-def _is_placed_locked(state: State, entry: Entry) -> bool:
-    handle = entry.watch() if entry.watch is not None else None
-    return (
-        entry in state.connecting
-        or entry in state.checking
-        or entry in state.closing
-        or any(spare[2] is entry for spare in state.idle)
-        or (handle is not None and handle._lease[0] is entry)
-    )
 
 
 def held_by(state: State, thread: int) -> list[Entry]:

@@ -29,6 +29,8 @@ def renew(state: State) -> list[Work]:
         state.generation += 1
         state.refilling = True
         _retire_all(state)
+        # A release that looked just before is not seen here; the round of checks sees it.
+        state.next_cycle = 0.0
         return state.take_idle_where_locked(_all)
 
 
@@ -52,6 +54,7 @@ def shut(state: State, leaver: Waiter, content: int = 0) -> list[Work]:
 
 
 def _retire_all(state: State) -> None:
+    """With the lock, but for :func:`drop`."""
     for entry in list(state.entries):
         entry.retire_at = 0.0
         entry.soiled = True
@@ -59,7 +62,7 @@ def _retire_all(state: State) -> None:
 
 def abandon(state: State) -> None:
     """The pool is gone: close what is idle, and the rest as it comes back."""
-    opener.start(state, shut(state, Waiter(0.0, 0)))
+    opener.start(state, shut(state, Waiter(0.0)))
 
 
 def drop(state: State) -> None:
@@ -73,13 +76,14 @@ def drop(state: State) -> None:
             entry.raw.close()
         except Exception:
             pass
+        entry.give_back()
 
 
 def say_goodbye(state: State) -> None:
     """The process ends. What is out cannot be waited for; what is being closed can, a moment."""
     if state.pid != os.getpid():
         return
-    opener.run(state, shut(state, Waiter(0.0, 0)))
+    opener.run(state, shut(state, Waiter(0.0)))
     deadline = time.monotonic() + LAST_WAIT
     while state.closing and time.monotonic() < deadline:
         time.sleep(0.001)

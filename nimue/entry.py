@@ -23,7 +23,7 @@ class Entry:
     An entry lives in exactly one place, and its place is its state: there is no flag that could
     disagree.
 
-        ``state.connecting``   ``connect()`` is under way; it owns its permit already
+        ``state.connecting``   ``connect()`` is under way, or the wait for the permit before it
         ``state.idle``         ready, wrapped in the handle that the next holder will get
         ``state.checking``     being checked or reset by one thread
         ``state.closing``      being closed by one thread
@@ -35,7 +35,6 @@ class Entry:
     """
 
     __slots__ = (
-        "born",
         "broken",
         "busy_since",
         "caller",
@@ -62,18 +61,19 @@ class Entry:
         "worker",
     )
 
-    def __init__(self, state: State | None, raw: Any, permit: Permit | None, number: int) -> None:
+    def __init__(self, state: State | None, raw: Any, number: int) -> None:
         #: The pool's state; None once the entry is dead or left behind by a fork.
         self.state = state
         #: The driver's connection, or an object that refuses every use and says why.
         self.raw = raw
-        self.permit = permit
+        #: The right to be connected: from before ``connect()`` until after ``close()``.
+        self.permit: Permit | None = None
         self.number = number
         self.generation = 0
         self.socket: Socket | None = None
         #: Times of the monotonic clock. ``since`` is when it was last taken, or opened: what was
         #: taken a moment ago needs no check, and what was taken long ago is idle.
-        self.born = self.since = self.checked = 0.0
+        self.since = self.checked = 0.0
         #: When its ``connect()``, or its check, began.
         self.busy_since = 0.0
         self.retire_at = float("inf")
@@ -102,6 +102,12 @@ class Entry:
 
     def __repr__(self) -> str:
         return f"<Entry {self.number}>"
+
+    def give_back(self) -> None:
+        """Let the permit go, if there is one. Not under the lock."""
+        permit, self.permit = self.permit, None
+        if permit is not None:
+            permit.give_back()
 
     def let_go(self, cursor: ref[Any]) -> None:
         """The holder has dropped a cursor. In a child, where the door is shut, it is kept."""

@@ -8,10 +8,8 @@ from nimue.connection import Spare
 class Idle(list[Spare]):
     """Connections ready to be lent, in the order of last use, the most recently used last.
 
-    Whoever puts something in, or looks through it, holds the pool's lock, with two exceptions that
-    make the short ways of acquire and release what they are: an acquire pops the last, a release
-    appends, both without the lock. Each does one thing, whole; so whoever holds the lock must be
-    ready to find it changed from one call to the next, and that is all.
+    The short ways of acquire and release pop from it and append to it without the lock. Each is
+    one step, so whoever holds the lock may find it changed from one call to the next, and no more.
     """
 
     __slots__ = ()

@@ -143,7 +143,8 @@ def settle_in_child(state: State, forker: int | None) -> None:
     if pool is not None and pool._state is state:
         fresh = type(state)(state.name, state.settings, state.known_driver, pool)
         fresh.is_shut, fresh.generation = state.is_shut, state.generation
-        fresh.poison = state.poison
+        fresh.poison, fresh.verbose = state.poison, state.verbose
+        fresh.apply(state.settings)
         fresh.figures.inherited, fresh.figures.severed = old.inherited, old.severed
         if old.inherited:
             fresh.news.append(

@@ -143,6 +143,7 @@ class NimueConnectionPool(Parameters):
     def _open(self, settings: Settings, name: str, driver: Driver | None) -> None:
         settle()
         self._state = state = State(name, settings, driver, self)
+        state.look_at_logging()
         initial = settings.poolmin if settings.poolinit is None else settings.poolinit
         now = monotonic()
         state.next_cycle = now + settings.cleanup_interval
@@ -153,7 +154,8 @@ class NimueConnectionPool(Parameters):
                 upkeep.open_for(state, entry)
                 opener.run(state, state.arrived(entry, monotonic()))
         except BaseException:
-            opener.run(state, ending.shut(state, Waiter(now, 0)))
+            claims.mend(state)
+            opener.run(state, ending.shut(state, Waiter(now)))
             raise
         recipe.remember(name, self)
         monitor.here.expect()
@@ -207,29 +209,30 @@ class NimueConnectionPool(Parameters):
                 now = monotonic()
                 if now - entry.since < state.fresh_for:
                     try:
-                        if getrefcount(handle) != ALONE or getweakrefcount(handle) != 1:
-                            # A variable in a loop keeps the last handle until it has the next
-                            # one: two take turns.
-                            turns = entry.other
-                            entry.other = (handle, lease, entry.watch)
-                            if turns is not None:
-                                handle, lease, entry.watch = turns
-                                del turns
-                            if getrefcount(handle) != ALONE or getweakrefcount(handle) != 1:
-                                handle, lease, _ = make_spare(state, entry)
-                        frame = _getframe(1)
-                        entry.code = frame.f_code
-                        entry.lasti = frame.f_lasti
-                        entry.thread = get_ident()
-                        entry.since = now
-                        lease.insert(0, entry)
+                        entry.since = now  # before the handle is looked at: see claims.stray
+                        known = getrefcount(handle) != ALONE or getweakrefcount(handle) != 1
+                        if not known or len(lease) == 1:
+                            if known:
+                                # A variable in a loop keeps the last handle until it has the
+                                # next one: two take turns.
+                                turns = entry.other
+                                entry.other = (handle, lease, entry.watch)
+                                if turns is not None:
+                                    handle, lease, entry.watch = turns
+                                    del turns
+                                if getrefcount(handle) != ALONE or getweakrefcount(handle) != 1:
+                                    handle, lease, _ = make_spare(state, entry)
+                            frame = _getframe(1)
+                            entry.code = frame.f_code
+                            entry.lasti = frame.f_lasti
+                            entry.thread = get_ident()
+                            lease.insert(0, entry)
+                            return handle
                     except BaseException:  # out of a signal handler
                         state.rescue(entry, entry.since)
                         raise
-                    return handle
                 stale = (handle, lease, entry)
-        patience = _patience(state, stale, blocking, timeout)
-        return acquire(state, stale, patience, _getframe(1))
+        return acquire(state, stale, _patience(state, stale, blocking, timeout), _getframe(1))
 
     def connection(self, timeout: float | None = DEFAULT) -> Borrowing:
         """A context manager: commits on success, rolls back on error, always gives back.
@@ -313,7 +316,7 @@ class NimueConnectionPool(Parameters):
         settle()
         state = self._state
         mine = claims.held_by(state, get_ident())
-        leaver = Waiter(monotonic(), get_ident())
+        leaver = Waiter(monotonic())
         claims.carry_out(state, lambda: ending.shut(state, leaver, len(mine)))
         if mine:
             logger.warning(

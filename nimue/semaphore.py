@@ -1,4 +1,4 @@
-"""The right to be connected. An entry owns one permit from before it connects until it is closed.
+"""The right to be connected: an entry owns one permit from before it connects until it is closed.
 
 Without a shared limit there is nothing to ask, and a permit is always granted.
 """

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from nimue.callback import HealthCheck
 from nimue.error import NimueInvalidParameterValue
+
+#: The part by which lifetimes differ, so that connections do not retire together.
+JITTER = 0.1
 
 
 def refuse(parameter: str, value: object, allowed: str) -> NimueInvalidParameterValue:
@@ -142,6 +146,10 @@ class Settings(NamedTuple):
                 seconds(parameter, value, "None or a number of seconds above 0", zero=False)
         if self.timeout is not None:
             check_timeout(self.timeout)
+
+    def lifetime(self) -> float:
+        """Seconds that a connection may live; each has its own."""
+        return (self.max_lifetime or math.inf) * (1.0 - JITTER * random.random())
 
     def unchecked_for(self) -> float:
         """Seconds after its last use within which a connection is given out without a check."""

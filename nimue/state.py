@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 import threading
 from _thread import get_ident
 from collections.abc import Callable
@@ -13,12 +12,11 @@ from weakref import ref
 
 from nimue import claims, ending, fork, goodbye, inherit, monitor, sweep, upkeep
 from nimue.backoff import Backoff
-from nimue.claims import take_locked
+from nimue.claims import is_held_locked, take_locked
 from nimue.connection import NimueConnection, Refusal, Spare, lend, make_spare
 from nimue.entry import Entry
 from nimue.error import NimueError, NimuePoolClosedError, closed_error
 from nimue.idle import Idle
-from nimue.semaphore import UNLIMITED
 from nimue.stats import Figures
 from nimue.waiters import Waiter, Waiters
 from nimue.work import CHECK_STUCK, CONNECT_STUCK, Stray, Task, Work
@@ -28,8 +26,6 @@ if TYPE_CHECKING:
     from nimue.inherit import Bequest
     from nimue.pool import NimueConnectionPool
     from nimue.settings import Settings
-
-JITTER = 0.1  # the part by which lifetimes differ, so that connections do not retire together
 
 
 class State:
@@ -62,7 +58,7 @@ class State:
         #: Those in ``close()``, each content when so many or fewer are still with holders.
         self.leavers: list[tuple[int, Waiter]] = []
         self.figures, self.backoff = Figures(), Backoff()
-        self.is_shut = False
+        self.is_shut = self.verbose = False
         #: What a child inherits, and the child process that has been cut off from it.
         self.bequest: Bequest | None = None
         self.severed_in = 0
@@ -80,7 +76,7 @@ class State:
         self.news: list[str] = []
         self.crew: set[threading.Thread] = set()
         #: What a handle holds after its ``close()``: no connection, and no state.
-        self.closed = Entry(None, Refusal(self._closed_error), None, 0)
+        self.closed = Entry(None, Refusal(self._closed_error), 0)
         self.driver: Driver
         self.in_transaction: Callable[[Any], bool | None]
         if driver is not None:
@@ -89,15 +85,18 @@ class State:
         fork.join(self)
         goodbye.remember(self)
 
-    def apply(self, settings: Settings) -> None:
-        """Let these settings rule from now on."""
-        self.settings = settings
-        self.look_at_logging()
-
     def look_at_logging(self) -> None:
-        """Who wants to know more of each acquire or release makes it take the long way."""
-        settings = self.settings
+        """Not in a child before it is itself: logging has locks of its own."""
         self.verbose = upkeep.is_verbose()
+        with self.lock:
+            self.apply(self.settings)
+
+    def apply(self, settings: Settings) -> None:
+        """Let these settings rule from now on.
+
+        Who wants to know more of each acquire or release makes it take the long way.
+        """
+        self.settings = settings
         self.soil = self.verbose or settings.on_return is not None
         curious = self.verbose or settings.leak_timeout is not None
         self.unchecked_for = settings.unchecked_for()
@@ -126,11 +125,10 @@ class State:
             NimueError: the pool is closed, or cannot be used in this process.
         """
         with self.lock:
-            if self.is_shut:
-                # What is stale is dropped, and found by its watch.
-                raise NimuePoolClosedError(f"pool {self.name!r} is closed")
-            if stale is not None:
+            if stale is not None and is_held_locked(stale):
                 self.idle.append(stale)
+            if self.is_shut:
+                raise NimuePoolClosedError(f"pool {self.name!r} is closed")
             if self.poison is not None:
                 raise type(self.poison)(*self.poison.args)
             limit = self.settings.max_waiting
@@ -138,7 +136,7 @@ class State:
             if waiter.queued:
                 self.waiters.join(waiter)
             works = self.plan_locked(now, wish=0 if waiter.queued else 1)
-            waiter.wakes = sweep.look_again_at(self, now) < self.next_look
+            waiter.wakes = sweep.look_again_at_locked(self, now) < self.next_look
             return works
 
     def withdraw(self, waiter: Waiter, now: float) -> list[Work]:
@@ -173,10 +171,13 @@ class State:
     def plan_locked(self, now: float, wish: int = 0) -> list[Work]:
         """Serve waiters with what is idle, and return the work that would serve the rest.
 
-        ``wish`` counts those who want a connection but do not wait for it.
+        ``wish`` counts those who want a connection but do not wait for it. In a pool that was
+        closed, what is idle is to be closed too.
         """
+        if self.is_shut:
+            return self.take_idle_where_locked(lambda entry: True)
         works: list[Work] = []
-        if self.is_shut or self.poison is not None:
+        if self.poison is not None:
             return works
         while self.idle and (self.waiters or wish):
             spare = self.idle.take()
@@ -188,7 +189,7 @@ class State:
                 works += self.condemn_locked(entry)
             elif is_fresh and self.waiters:
                 self.place_locked(entry, now)
-            elif is_fresh or self._lack(now, wish) <= 0:
+            elif is_fresh or self._lack_locked(now, wish) <= 0:
                 self.idle.append(spare)
                 break
             else:
@@ -220,7 +221,7 @@ class State:
             entry.worker = get_ident()
             return True
 
-    def _lack(self, now: float, wish: int) -> int:
+    def _lack_locked(self, now: float, wish: int) -> int:
         """How many more are wanted than will soon be checked."""
         soon = sum(1 for entry in self.checking if now - entry.busy_since < CHECK_STUCK)
         return len(self.waiters) + wish - soon
@@ -228,7 +229,7 @@ class State:
     def _grow_locked(self, now: float, wish: int) -> list[Work]:
         settings = self.settings
         under_way = sum(1 for entry in self.connecting if now - entry.busy_since < CONNECT_STUCK)
-        lack = self._lack(now, wish) - under_way - (1 if wish and self.idle else 0)
+        lack = self._lack_locked(now, wish) - under_way - (1 if wish and self.idle else 0)
         if self.refilling:
             short = settings.poolmin - len(self.entries) + len(self.closing)
             self.refilling = short > 0
@@ -239,9 +240,9 @@ class State:
         return [Work(Task.CONNECT, self.birth_locked(now)) for _ in range(min(lack, room))]
 
     def birth_locked(self, now: float) -> Entry:
-        """A new entry, with its permit, about to connect. The only way into ``entries``."""
+        """A new entry, about to connect. The only way into ``entries``."""
         self.figures.births += 1
-        entry = Entry(self, None, UNLIMITED.take(), self.figures.births)
+        entry = Entry(self, None, self.figures.births)
         entry.busy_since = now
         entry.generation = self.generation
         entry.worker = get_ident()
@@ -250,7 +251,7 @@ class State:
         return entry
 
     def death_locked(self, entry: Entry) -> None:
-        """The only way out of ``entries``. The caller gives the permit back, without the lock."""
+        """The only way out of ``entries``. The permit goes back first, without the lock."""
         for place in (self.connecting, self.checking, self.closing, self.entries):
             place.discard(entry)
         entry.state = None
@@ -271,13 +272,10 @@ class State:
             self.connecting.discard(entry)
             self.figures.opened += 1
             self.backoff.succeeded()
-            entry.born = entry.since = entry.checked = now
+            entry.since = entry.checked = now
             entry.soiled = self.soil
-            if entry.generation == self.generation:
-                longest = self.settings.max_lifetime or float("inf")
-                entry.retire_at = now + longest * (1.0 - JITTER * random.random())
-            else:
-                entry.retire_at = now
+            is_current = entry.generation == self.generation
+            entry.retire_at = now + (self.settings.lifetime() if is_current else 0.0)
             return self.settle_locked(entry, now)
 
     def failed_to_connect(self, entry: Entry, error: BaseException, now: float) -> list[Work]:
@@ -326,12 +324,12 @@ class State:
 
     def settle_locked(self, entry: Entry, now: float) -> list[Work]:
         """Find the place of a fit entry that is in nobody's hands."""
-        if self.is_shut or entry.retire_at <= now or self._surplus() > 0:
+        if self.is_shut or entry.retire_at <= now or self._surplus_locked() > 0:
             return self.condemn_locked(entry)
         self.place_locked(entry, now)
         return self.plan_locked(now)
 
-    def _surplus(self) -> int:
+    def _surplus_locked(self) -> int:
         return len(self.entries) - len(self.closing) - self.settings.poolmax
 
     def closed_down(self, entry: Entry, now: float) -> list[Work]:

@@ -33,7 +33,7 @@ def sweep(state: State, now: float) -> tuple[list[Work], float]:
         works = _cycle_locked(state, now) if cycle else []
         works += state.plan_locked(now)
         leaks, leak_at = _leaks_locked(state, now)
-        wake_at = min(state.next_cycle, leak_at, look_again_at(state, now))
+        wake_at = min(state.next_cycle, leak_at, look_again_at_locked(state, now))
         state.next_look = wake_at
     for message in news:
         logger.info("pool %r: %s", state.name, message)
@@ -42,7 +42,7 @@ def sweep(state: State, now: float) -> tuple[list[Work], float]:
     return works, wake_at
 
 
-def look_again_at(state: State, now: float) -> float:
+def look_again_at_locked(state: State, now: float) -> float:
     """When the plan may change for those who wait, though nothing happens till then."""
     times = [state.backoff.retry_at]
     if state.waiters:

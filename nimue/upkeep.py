@@ -17,6 +17,7 @@ from nimue.callback import say_nothing_came, takes_logger
 from nimue.connection import MISSING
 from nimue.drivers import driver_for
 from nimue.process import Socket, identify, open_sockets
+from nimue.semaphore import UNLIMITED
 
 if TYPE_CHECKING:
     from nimue.drivers.base import Driver
@@ -44,8 +45,6 @@ def connect(state: State, entry: Entry) -> list[Work]:
 
 def connect_failed(state: State, entry: Entry, error: BaseException) -> list[Work]:
     """Bury an entry that came to nothing."""
-    if entry.permit is not None:
-        entry.permit.give_back()
     works = state.failed_to_connect(entry, error, monotonic())
     logger.info("pool %r: connect() failed: %s", state.name, type(error).__name__)
     return works
@@ -59,6 +58,16 @@ def open_for(state: State, entry: Entry) -> None:
         NimueDBModuleFailure: the connection's class belongs to no DB-API module.
     """
     goodbye.prepare()
+    entry.permit = UNLIMITED.take()
+    try:
+        _open(state, entry)
+    except BaseException:
+        entry.give_back()
+        raise
+    logger.info("pool %r: opened %s", state.name, label(state, entry))
+
+
+def _open(state: State, entry: Entry) -> None:
     settings, driver = state.settings, state.known_driver
     raw, appeared = _call_connfunc(settings, driver is None or driver.hides_socket)
     try:
@@ -78,10 +87,9 @@ def open_for(state: State, entry: Entry) -> None:
     except BaseException:
         if hasattr(raw, "close"):  # else connfunc returned no connection at all
             with fork.gate():
-                raw.close()
+                _close(state, raw)
         entry.raw = None
         raise
-    logger.info("pool %r: opened %s", state.name, label(state, entry))
 
 
 def _call_connfunc(settings: Settings, watch: bool) -> tuple[Any, set[Socket]]:
@@ -154,7 +162,8 @@ def tidy(state: State, entry: Entry) -> list[Work]:
         logger.debug("process %d: released %s", state.pid, label(state, entry))
     works = state.returned(entry, fit, monotonic())
     if not fit:
-        logger.info("pool %r: %s is broken, discarded", state.name, label(state, entry))
+        name = label(state, entry)
+        logger.info("pool %r: %s is unfit for another use, discarded", state.name, name)
         works += sweep.suspect(state)
     return works
 
@@ -202,15 +211,18 @@ def _close_cursors(entry: Entry) -> None:
 def close(state: State, entry: Entry) -> list[Work]:
     """Say goodbye to the server, then let the permit and the place go."""
     name = label(state, entry)
-    try:
-        with fork.gate():
-            entry.raw.close()
-    except Exception as error:
-        logger.debug("pool %r: close() raised %s", state.name, type(error).__name__)
-    if entry.permit is not None:
-        entry.permit.give_back()
+    with fork.gate():
+        _close(state, entry.raw)
+    entry.give_back()
     logger.info("pool %r: closed %s", state.name, name)
     return state.closed_down(entry, monotonic())
+
+
+def _close(state: State, raw: Any) -> None:
+    try:
+        raw.close()
+    except Exception as error:
+        logger.debug("pool %r: close() raised %s", state.name, type(error).__name__)
 
 
 def close_all(state: State, works: list[Work]) -> None:
@@ -220,13 +232,9 @@ def close_all(state: State, works: list[Work]) -> None:
         return
     with fork.gate():
         for entry in entries:
-            try:
-                entry.raw.close()
-            except Exception as error:
-                logger.debug("pool %r: close() raised %s", state.name, type(error).__name__)
+            _close(state, entry.raw)
     for entry in entries:
-        if entry.permit is not None:
-            entry.permit.give_back()
+        entry.give_back()
     with state.lock:
         for entry in entries:
             state.death_locked(entry)

@@ -23,11 +23,10 @@ class Waiter:
     whoever looks at the queue next rings for it. ``bell`` guards nothing.
     """
 
-    __slots__ = ("bell", "error", "handle", "queued", "since", "thread", "wakes")
+    __slots__ = ("bell", "error", "handle", "queued", "since", "wakes")
 
-    def __init__(self, since: float, thread: int) -> None:
+    def __init__(self, since: float) -> None:
         self.since = since
-        self.thread = thread
         self.queued = False
         #: The monitor has to look again sooner than it knows.
         self.wakes = False

@@ -13,6 +13,7 @@ of ``spawn``, and their results that nobody has asked for.
 from __future__ import annotations
 
 import re
+import signal
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -30,6 +31,8 @@ _run = pytest.StashKey[servers.Run]()
 def pytest_configure(config: pytest.Config) -> None:
     given = getattr(config, "workerinput", None)
     config.stash[_run] = servers.Run(given["nimue_run"]) if given else servers.Run.begin()
+    # Started in the background by a shell, this process ignores Ctrl-C, and so would its children.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     children.note_harness()
     children.become_subreaper()
 

@@ -620,8 +620,10 @@ def _expect_dead(handles: list[NimueConnection], new: Any) -> None:
 
 
 def _handles_behind(kept: Any) -> list[NimueConnection]:
+    if type(kept) is weakref.ProxyType:  # of a handle that is gone, to look at it would raise
+        return []
     if isinstance(kept, NimueConnection):
-        return [kept] if type(kept) is NimueConnection else []
+        return [kept]
     if isinstance(kept, weakref.ref):
         found = kept()
         return [] if found is None else [found]

@@ -25,6 +25,7 @@ import signal
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from types import CodeType, FrameType
 from typing import Any
@@ -38,7 +39,10 @@ from nimue import (
     NimuePoolClosedError,
     NimuePoolTimeout,
     fork,
+    lost,
 )
+from nimue.process import is_gone
+from nimue.work import Stray
 from tests.fakes import FakeDriver, FakeServer, OperationalError, spawn, until
 
 HOME = os.path.dirname(nimue.__file__) + os.sep
@@ -636,6 +640,53 @@ def test_exceptions_rain_on_threads_that_share_a_pool(
         del workers, worker
         gc.collect()  # the exceptions hold frames that hold handles
     whole(pool, server, 2)
+    pool.close()
+
+
+class Meanwhile(Blow):
+    """Does something at the n-th point of an acquire, if no lock is held there; see ``Blow``."""
+
+    def __init__(self, n: int, deed: Callable[[], None], lock: threading.Lock) -> None:
+        super().__init__("opcodes", n, AssertionError)
+        self._deed, self._lock = deed, lock
+
+    def _count(self, frame: FrameType, event: str) -> None:
+        self._left -= 1
+        if self._left == 0:
+            self.landed = frame.f_code.co_name
+            sys.settrace(None)
+            if not self._lock.locked():
+                self._deed()
+
+
+@pytest.mark.parametrize("last", ["dropped", "still known", "watched"])
+def test_what_is_taken_for_lost_while_it_is_acquired_is_in_one_hand(
+    server: FakeServer, last: str
+) -> None:
+    """The monitor looks for the entry of an interrupted release; an acquire was faster."""
+    pool = make(server, poolmin=1, poolmax=1)
+    state = pool._state
+    (entry,) = state.entries
+    for n in range(1, 10_000):
+        known: Any = pool.getconnection()
+        known.close()
+        if last == "dropped":
+            known = None
+        elif last == "watched":
+            known = weakref.ref(known)
+        message = Stray(state, entry, entry.since)
+        with Meanwhile(n, lambda: lost.receive(message), state.lock) as meanwhile:  # noqa: B023
+            conn = pool.getconnection(timeout=BOUND)
+        until(lambda: not state.crew or all(map(is_gone, state.crew)), BOUND)
+        assert conn._lease[0] is entry
+        assert entry not in state.checking, f"in two hands after {meanwhile.landed}"
+        assert not state.idle, f"in two hands after {meanwhile.landed}"
+        conn.close()
+        del conn
+        if meanwhile.landed is None:
+            break
+    assert n > 10
+    whole(pool, server, 1)
     pool.close()
 
 

@@ -90,7 +90,7 @@ class TestInfo:
             server.kill(conn.raw)
             with pytest.raises(fakes.OperationalError):
                 conn.cursor()
-        assert any("session 1) is broken" in line for line in told(info, logging.INFO))
+        assert any("session 1) is unfit" in line for line in told(info, logging.INFO))
 
     def test_closed_by_pool(self, server: FakeServer, info: Any) -> None:
         with make(server, poolmin=2):

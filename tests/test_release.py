@@ -453,7 +453,7 @@ class TestGenerations:
 class TestLifetime:
     def test_is_shortened_by_up_to_a_tenth_each_on_its_own(self, server: FakeServer) -> None:
         with make(server, poolmin=20, poolmax=20, max_lifetime=1000.0) as pool:
-            ages = [entry.retire_at - entry.born for entry in pool._state.entries]
+            ages = [entry.retire_at - entry.since for entry in pool._state.entries]
             assert all(900.0 <= age <= 1000.0 for age in ages)
             assert len(set(ages)) > 15
             assert max(ages) - min(ages) > 20.0
@@ -461,7 +461,7 @@ class TestLifetime:
     def test_none_lasts_for_ever(self, server: FakeServer) -> None:
         with make(server, max_lifetime=None) as pool:
             (entry,) = pool._state.entries
-            works, _ = sweep(pool._state, entry.born + 1e9)
+            works, _ = sweep(pool._state, entry.since + 1e9)
             opener.start(pool._state, works)
             until(lambda: pool.poolstats().poolfree == 1)
             assert serial_of_next(pool) == 1
@@ -469,7 +469,7 @@ class TestLifetime:
     def test_idle_ones_retire_politely_and_are_replaced(self, server: FakeServer) -> None:
         with make(server, poolmin=3, max_lifetime=1000.0) as pool:
             state = pool._state
-            born = max(entry.born for entry in state.entries)
+            born = max(entry.since for entry in state.entries)
             opener.start(state, sweep(state, born + 899.0)[0])
             until(lambda: pool.poolstats().poolfree == 3)
             assert server.opened == 3
@@ -483,7 +483,7 @@ class TestLifetime:
             conn = pool.getconnection()
             (entry,) = pool._state.entries
             entry.retire_at = 0.0
-            opener.start(pool._state, sweep(pool._state, entry.born + 100.0)[0])
+            opener.start(pool._state, sweep(pool._state, entry.since + 100.0)[0])
             conn.cursor().execute("SELECT 1")
             assert server.sessions[0].is_open
             conn.close()
