@@ -42,6 +42,9 @@ class Driver:
     #: cursors alive over a fork.
     cursors_speak = False
 
+    #: The end of the driver's own ``with connection:`` closes the connection and does no more.
+    exit_only_closes = False
+
     def __init__(self, dbmodule: ModuleType) -> None:
         self.dbmodule = dbmodule
 
@@ -108,6 +111,8 @@ class Driver:
 
         Returns True where the driver's own would have closed it: the pool's handle is then closed.
         """
+        if self.exit_only_closes and not self.overrides_exit(raw):
+            return True
         type(raw).__exit__(raw, exc_type, exc, tb)
         return False
 

@@ -6,7 +6,7 @@ stop it: a reset never reads on, it refuses, and the connection is dropped.
 
 from __future__ import annotations
 
-from types import ModuleType, TracebackType
+from types import ModuleType
 
 from nimue.drivers.base import Driver, Raw
 
@@ -43,6 +43,7 @@ _IN_TRANSACTION = 1  # SERVER_STATUS_IN_TRANS
 
 class _MySQL(Driver):
     cursors_speak = True
+    exit_only_closes = True
 
     def is_disconnect(self, error: BaseException) -> bool:
         if not isinstance(error, self.dbmodule.Error):
@@ -54,17 +55,6 @@ class _MySQL(Driver):
 
     def is_full(self, error: BaseException) -> bool:
         return isinstance(error, self.dbmodule.OperationalError) and error.args[0] in _FULL
-
-    def leave(
-        self,
-        raw: Raw,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        tb: TracebackType | None,
-    ) -> bool:
-        if self.overrides_exit(raw):
-            return super().leave(raw, exc_type, exc, tb)
-        return True
 
 
 class PyMySQL(_MySQL):

@@ -207,6 +207,7 @@ class Pg8000(_Postgres):
     """
 
     packages = ("pg8000",)
+    exit_only_closes = True
 
     def fileno(self, raw: Raw) -> int | None:
         sock = getattr(raw, "_usock", None)
@@ -230,17 +231,6 @@ class Pg8000(_Postgres):
     def session_id(self, raw: Raw) -> int | None:
         key = getattr(raw, "_backend_key_data", None)
         return int.from_bytes(key[:4], "big") if key else None
-
-    def leave(
-        self,
-        raw: Raw,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        tb: TracebackType | None,
-    ) -> bool:
-        if self.overrides_exit(raw):
-            return super().leave(raw, exc_type, exc, tb)
-        return True
 
     def discard(self, raw: Raw) -> None:
         try:

@@ -83,102 +83,35 @@ class Contender:
             return "(not installed)"
 
 
-class Nimue(Contender):
-    """Defaults, all checks on: health check at checkout, and the record of who holds what.
+class Closing(Contender):
+    """A pool whose connections go back by their own ``close()``."""
 
-    The fake driver's facts ask as much of a connection as those about psycopg2 do.
-    """
-
-    name = "nimue"
-    package = "nimue"
-    modules = ("nimue", "nimue.drivers.base")
-    reset = "status"
-
-    def __init__(self, server: fake.Server, idle: int, most: int) -> None:
-        from nimue import NimueConnectionPool
-        from stress.bench.facts import FakeDriver
-
-        self.pool = NimueConnectionPool(
-            server.connect, poolinit=idle, poolmin=idle, poolmax=most, driver=FakeDriver(fake)
-        )
+    pool: Any
+    #: What the pool's method to acquire is called.
+    verb = ""
 
     def acquire(self) -> Any:
-        return self.pool.getconnection()
+        return getattr(self.pool, self.verb)()
 
     def release(self, conn: Any) -> None:
         conn.close()
 
     def loop(self, count: int) -> None:
-        acquire = self.pool.getconnection
+        acquire = getattr(self.pool, self.verb)
         for _ in repeat(None, count):
             conn = acquire()
             conn.close()
 
     def loop_dropped(self, count: int) -> None:
-        acquire = self.pool.getconnection
+        acquire = getattr(self.pool, self.verb)
         for _ in repeat(None, count):
             acquire().close()
 
-    def close(self) -> None:
-        self.pool.close()
 
+class Putting(Contender):
+    """A pool that is given its connections back, by ``putconn``."""
 
-class SQLAlchemy(Contender):
-    """QueuePool on its own, without an Engine, whose work would come on top.
-
-    ``pool_pre_ping`` is off and ``reset_on_return`` is rollback, as by default. ``pool_size`` is
-    the number that are idle, and ``max_overflow`` the rest.
-    """
-
-    name = "SQLAlchemy"
-    package = "SQLAlchemy"
-    modules = ("sqlalchemy.pool",)
-    reset = "rollback"
-
-    def __init__(self, server: fake.Server, idle: int, most: int) -> None:
-        pool = importlib.import_module("sqlalchemy.pool")
-        self.pool = pool.QueuePool(server.connect, pool_size=idle, max_overflow=most - idle)
-        for conn in self.keep_out(idle):
-            conn.close()
-
-    def acquire(self) -> Any:
-        return self.pool.connect()
-
-    def release(self, conn: Any) -> None:
-        conn.close()
-
-    def loop(self, count: int) -> None:
-        acquire = self.pool.connect
-        for _ in repeat(None, count):
-            conn = acquire()
-            conn.close()
-
-    def loop_dropped(self, count: int) -> None:
-        acquire = self.pool.connect
-        for _ in repeat(None, count):
-            acquire().close()
-
-    def close(self) -> None:
-        self.pool.dispose()
-
-
-class PsycopgPool(Contender):
-    """ConnectionPool by getconn and putconn, which is less work than its ``connection()``.
-
-    ``check`` and ``reset`` are unset, as by default.
-    """
-
-    name = "psycopg_pool"
-    package = "psycopg-pool"
-    modules = ("psycopg", "psycopg_pool")
-    reset = "status"
-
-    def __init__(self, server: fake.Server, idle: int, most: int) -> None:
-        pool = importlib.import_module("psycopg_pool")
-        self.pool = pool.ConnectionPool(
-            "", connection_class=server, min_size=idle, max_size=most, open=True
-        )
-        self.pool.wait()
+    pool: Any
 
     def acquire(self) -> Any:
         return self.pool.getconn()
@@ -197,11 +130,77 @@ class PsycopgPool(Contender):
         for _ in repeat(None, count):
             release(acquire())
 
+
+class Nimue(Closing):
+    """Defaults, all checks on: health check at checkout, and the record of who holds what.
+
+    The fake driver's facts ask as much of a connection as those about psycopg2 do.
+    """
+
+    name = "nimue"
+    package = "nimue"
+    modules = ("nimue", "nimue.drivers.base")
+    reset = "status"
+    verb = "getconnection"
+
+    def __init__(self, server: fake.Server, idle: int, most: int) -> None:
+        from nimue import NimueConnectionPool
+        from stress.bench.facts import FakeDriver
+
+        self.pool = NimueConnectionPool(
+            server.connect, poolinit=idle, poolmin=idle, poolmax=most, driver=FakeDriver(fake)
+        )
+
     def close(self) -> None:
         self.pool.close()
 
 
-class DBUtils(Contender):
+class SQLAlchemy(Closing):
+    """QueuePool on its own, without an Engine, whose work would come on top.
+
+    ``pool_pre_ping`` is off and ``reset_on_return`` is rollback, as by default. ``pool_size`` is
+    the number that are idle, and ``max_overflow`` the rest.
+    """
+
+    name = "SQLAlchemy"
+    package = "SQLAlchemy"
+    modules = ("sqlalchemy.pool",)
+    reset = "rollback"
+    verb = "connect"
+
+    def __init__(self, server: fake.Server, idle: int, most: int) -> None:
+        pool = importlib.import_module("sqlalchemy.pool")
+        self.pool = pool.QueuePool(server.connect, pool_size=idle, max_overflow=most - idle)
+        for conn in self.keep_out(idle):
+            conn.close()
+
+    def close(self) -> None:
+        self.pool.dispose()
+
+
+class PsycopgPool(Putting):
+    """ConnectionPool by getconn and putconn, which is less work than its ``connection()``.
+
+    ``check`` and ``reset`` are unset, as by default.
+    """
+
+    name = "psycopg_pool"
+    package = "psycopg-pool"
+    modules = ("psycopg", "psycopg_pool")
+    reset = "status"
+
+    def __init__(self, server: fake.Server, idle: int, most: int) -> None:
+        pool = importlib.import_module("psycopg_pool")
+        self.pool = pool.ConnectionPool(
+            "", connection_class=server, min_size=idle, max_size=most, open=True
+        )
+        self.pool.wait()
+
+    def close(self) -> None:
+        self.pool.close()
+
+
+class DBUtils(Closing):
     """PooledDB with ``blocking=True``, so that a request at the limit waits.
 
     ``ping`` and ``reset`` are on, as by default; the fake has no ``ping()``, as psycopg2 has none,
@@ -212,6 +211,7 @@ class DBUtils(Contender):
     package = "DBUtils"
     modules = ("dbutils.pooled_db",)
     reset = "rollback"
+    verb = "connection"
 
     def __init__(self, server: fake.Server, idle: int, most: int) -> None:
         pooled_db = importlib.import_module("dbutils.pooled_db")
@@ -219,28 +219,11 @@ class DBUtils(Contender):
             server.connect, mincached=idle, maxconnections=most, blocking=True
         )
 
-    def acquire(self) -> Any:
-        return self.pool.connection()
-
-    def release(self, conn: Any) -> None:
-        conn.close()
-
-    def loop(self, count: int) -> None:
-        acquire = self.pool.connection
-        for _ in repeat(None, count):
-            conn = acquire()
-            conn.close()
-
-    def loop_dropped(self, count: int) -> None:
-        acquire = self.pool.connection
-        for _ in repeat(None, count):
-            acquire().close()
-
     def close(self) -> None:
         self.pool.close()
 
 
-class Psycopg2Pool(Contender):
+class Psycopg2Pool(Putting):
     """ThreadedConnectionPool, its one ``psycopg2.connect`` replaced by the fake's.
 
     At the limit it raises at once, so ``acquire`` and ``release`` guard it with a semaphore, as
@@ -270,22 +253,11 @@ class Psycopg2Pool(Contender):
 
     def acquire(self) -> Any:
         self._room.acquire()
-        return self.pool.getconn()
+        return super().acquire()
 
     def release(self, conn: Any) -> None:
-        self.pool.putconn(conn)
+        super().release(conn)
         self._room.release()
-
-    def loop(self, count: int) -> None:
-        acquire, release = self.pool.getconn, self.pool.putconn
-        for _ in repeat(None, count):
-            conn = acquire()
-            release(conn)
-
-    def loop_dropped(self, count: int) -> None:
-        acquire, release = self.pool.getconn, self.pool.putconn
-        for _ in repeat(None, count):
-            release(acquire())
 
     def close(self) -> None:
         self.pool.closeall()
