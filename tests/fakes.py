@@ -589,7 +589,8 @@ class FakeServer:
         return [session for session in self._open.values() if session.pid == os.getpid()]
 
     def end(self) -> None:
-        """Forget everything: what happens from now on is nobody's business."""
+        """Forget everything: nobody gets in, and what else happens is nobody's business."""
+        self.running = False
         for session in self.sessions:
             if session.peer is not None:
                 session.peer.close()

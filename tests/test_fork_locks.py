@@ -289,7 +289,7 @@ class TestAnotherThread:
         pool = make_pool(socket_server, poolmin=1)
         handles = [spawn(pool.getconnection).result() for _ in range(2)]
         handles.pop().close()
-        with socket_server.hold("rollback") as gate, pytest.warns(ResourceWarning):
+        with socket_server.hold("rollback") as gate, pytest.warns(ResourceWarning) as seen:
             handles[0].cursor().execute("select 1")
             handles.clear()
             gc.collect()
@@ -298,6 +298,7 @@ class TestAnotherThread:
             gate.release()
             until(lambda: pool.poolstats().lost == 1)
             until(lambda: pool.poolstats().checking == 0)
+            until(lambda: len(seen) > 0)
         served(spawn(pool.getconnection))
         end(pool)
 
