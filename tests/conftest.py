@@ -12,6 +12,7 @@ of ``spawn``, and their results that nobody has asked for.
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 from collections.abc import Callable, Iterator
@@ -35,6 +36,14 @@ def pytest_configure(config: pytest.Config) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     children.note_harness()
     children.become_subreaper()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
+    """At least four: a test waits longer than it computes, for processes and for servers."""
+    if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ:
+        return None
+    return max(4, os.cpu_count() or 1)
 
 
 @pytest.hookimpl(optionalhook=True)

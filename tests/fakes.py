@@ -182,6 +182,8 @@ class Spawned:
             self.error = error
         finally:
             del self._fn, self._args, self._kwargs
+            # Its frame is in the traceback of what it keeps: that would be a cycle.
+            del self
 
     @property
     def done(self) -> bool:
@@ -199,9 +201,12 @@ class Spawned:
 
     def result(self, timeout: float = PATIENCE) -> Any:
         self.wait(timeout)
-        if self.error is not None:
+        if self.error is None:
+            return self._value
+        try:
             raise self.error
-        return self._value
+        finally:
+            del self  # as in _run
 
     def interrupt(self, exception: type[BaseException]) -> None:
         """Raise ``exception`` in the thread, as soon as it next runs Python code."""

@@ -326,7 +326,7 @@ class PostgresServer(Server):
         self._run(
             *(str(self._programs() / "initdb"), "-D", str(self.folder / "data")),
             *("--auth=trust", "-U", "postgres", "--encoding=utf8", "--locale=C"),
-            *("--no-sync", "--no-instructions"),
+            *("--no-sync", "--no-instructions", "--wal-segsize=1"),
         )
 
     def _programs(self) -> Path:
