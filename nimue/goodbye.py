@@ -40,10 +40,6 @@ def prepare() -> None:
     if _prepared_in == pid:
         return
     _prepared_in = pid
-    # Needed to keep inherited connections alive, in children where importing may not work: the
-    # import lock of a process forked by C code can be held by a thread that is not there.
-    import ctypes  # noqa: F401
-
     atexit.register(_say, pid)
     util = sys.modules.get("multiprocessing.util")
     if util is not None:

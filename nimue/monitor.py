@@ -13,11 +13,47 @@ from _queue import Empty, SimpleQueue
 from typing import Any
 
 from nimue import fork, goodbye, lost, opener, sweep
-from nimue.process import await_end, is_gone
+from nimue.process import await_end, is_gone, leave_behind_threads, start
 
 logger = logging.getLogger("nimue.monitor")
 
 _WAKE = None
+
+
+class Inbox:
+    """Messages for the monitor, from anywhere: ``put`` waits for nobody and may come inside itself.
+
+    The monitor waits for a bell and not in the queue's ``get``. Since Python 3.13 that notes who
+    waits in a table of the interpreter's, in a node on the waiting thread's stack. A child that C
+    code forked keeps the table, gives the stack to its next thread, and dies at the node.
+    """
+
+    def __init__(self) -> None:
+        self._messages: SimpleQueue[Any] = SimpleQueue()
+        self._bell = threading.Lock()
+        self._bell.acquire()
+
+    def put(self, message: Any) -> None:
+        try:
+            self._messages.put(message)
+        finally:  # an interrupt in between must not leave it there unheard of
+            try:
+                self._bell.release()
+            except RuntimeError:  # it has rung already
+                pass
+
+    def get(self, wait: float) -> Any:
+        """The next message; a wake-up call if none comes within so many seconds, or sooner."""
+        if self.is_empty and wait > 0:
+            self._bell.acquire(True, wait)
+        try:
+            return self._messages.get(False)
+        except Empty:
+            return _WAKE
+
+    @property
+    def is_empty(self) -> bool:
+        return self._messages.empty()
 
 
 class Monitor:
@@ -30,7 +66,7 @@ class Monitor:
     def __init__(self) -> None:
         self._lock = threading.RLock()
         #: Finalizers post here: the watch of a handle that was dropped, the state of a lost pool.
-        self.inbox: SimpleQueue[Any] = SimpleQueue()
+        self.inbox = Inbox()
         self._thread: threading.Thread | None = None
         #: Those that were ``_thread`` once and have perhaps not quite ended.
         self._former: list[threading.Thread] = []
@@ -55,7 +91,7 @@ class Monitor:
             if not self.is_alive:
                 thread = threading.Thread(target=self._run, name="nimue-monitor", daemon=True)
                 self._thread = thread
-                thread.start()
+                start(thread)
             fork.door[0] = 1
 
     def stop(self, deadline: float) -> None:
@@ -72,6 +108,7 @@ class Monitor:
 
     def _retire(self) -> None:
         """From now on there is no monitor; the thread ends when it finds out."""
+        self._former = [thread for thread in self._former if not is_gone(thread)]
         if self._thread is not None:
             self._former.append(self._thread)
         self._thread = None
@@ -82,7 +119,7 @@ class Monitor:
         try:
             wait = 0.0
             while not self._is_over():
-                message = self._listen(wait)
+                message = self.inbox.get(wait)
                 if self._thread is not me:  # it may not be meant for this one
                     self.inbox.put(message)
                     return
@@ -95,25 +132,12 @@ class Monitor:
                 if self._thread is me:
                     self._retire()
 
-    def _listen(self, wait: float) -> Any:
-        """The next message; a wake-up call if none comes within so many seconds."""
-        try:
-            # First without waiting: in Python 3.10 a timeout of 0 can be one without end.
-            return self.inbox.get(False)
-        except Empty:
-            if wait <= 0:
-                return _WAKE
-        try:
-            return self.inbox.get(timeout=wait)
-        except Empty:
-            return _WAKE
-
     def _is_over(self) -> bool:
         """Whether there is nothing to look after any more; from then on this thread is none."""
         with self._lock:
             if self._thread is not threading.current_thread():
                 return True
-            if not self.inbox.empty() or any(
+            if not self.inbox.is_empty or any(
                 not state.is_shut or state.entries for state in goodbye.guests()
             ):
                 return False
@@ -155,6 +179,7 @@ class _Hook:
 
     def settle_in_child(self, forker: int | None) -> None:
         global here
+        leave_behind_threads()
         here = Monitor()
 
 

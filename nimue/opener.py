@@ -13,7 +13,7 @@ from _thread import get_ident
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from nimue import fork, upkeep
+from nimue import fork, process, upkeep
 from nimue.process import is_gone
 from nimue.sweep import next_suspect
 from nimue.work import Task, Work
@@ -39,7 +39,7 @@ def start(state: State, works: list[Work]) -> None:
         thread.daemon = True
         state.crew.add(thread)
         try:
-            thread.start()
+            process.start(thread)
         except Exception as error:
             state.crew.discard(thread)
             start(state, _decline(state, work, error))

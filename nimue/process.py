@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import os
 import stat
@@ -98,8 +99,8 @@ def immortalise(thing: object) -> None:
     A reference in a module's global would not do: the interpreter clears those, and an inherited
     connection of mysqlclient says goodbye on its parent's socket when it is deallocated.
     """
-    import ctypes
-
+    # Imported by now: the import lock of a process that C code forked can be held by a thread that
+    # is not there.
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
 
 
@@ -136,6 +137,38 @@ def is_gone(thread: threading.Thread) -> bool:
         and not thread.is_alive()
         and not os.path.exists(f"/proc/self/task/{thread.native_id}")
     )
+
+
+#: Those that were started here and that nobody has joined. Beyond so many they are looked at.
+_started: set[threading.Thread] = set()
+_CROWD = 16
+
+
+def start(thread: threading.Thread) -> None:
+    """Start ``thread``, and hold it until it has been joined.
+
+    Since Python 3.13 a thread object that goes unjoined detaches its thread. In a child that C
+    code forked nobody has told it that the thread is not there: the stack, which the C library
+    took back at the fork, is freed a second time, and the child dies of the next.
+    """
+    if len(_started) > _CROWD:
+        for former in filter(is_gone, list(_started)):
+            former.join()
+            _started.discard(former)
+    _started.add(thread)
+    try:
+        thread.start()
+    except BaseException:
+        if thread.ident is None:
+            _started.discard(thread)
+        raise
+
+
+def leave_behind_threads() -> None:
+    """In a child: never free those of the parent."""
+    global _started
+    immortalise(_started)
+    _started = set()
 
 
 def await_end(threads: list[threading.Thread], deadline: float) -> None:

@@ -157,7 +157,7 @@ def become_subreaper() -> None:
         ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)
 
 
-def _c_fork() -> int:
+def c_fork() -> int:
     # PyDLL and not CDLL: the child must not find the interpreter's lock held by nobody.
     pid: int = ctypes.PyDLL(None, use_errno=True).fork()
     if pid < 0:
@@ -165,10 +165,10 @@ def _c_fork() -> int:
     return pid
 
 
-def _forking(fork: Callable[[], int], expect_threads: bool) -> tuple[int, list[Any]]:
+def _forking(expect_threads: bool) -> tuple[int, list[Any]]:
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
-        pid = fork()
+        pid = os.fork()
         # Looked at only when there is a warning: the child must stay as the fork made it.
         ours = bool(seen) and 0 < _os_threads() <= _Harness.threads
     wrong = [
@@ -207,7 +207,8 @@ class Child:
         self._pipe, theirs = os.pipe()
         sys.stdout.flush()
         sys.stderr.flush()
-        self.pid, self._warnings = _forking(fork or os.fork, expect_threads)
+        # Others' warnings are theirs: only a fork that can warn is listened to.
+        self.pid, self._warnings = (fork(), []) if fork else _forking(expect_threads)
         if self.pid == 0:
             self._be_child(theirs, fn, args)
         os.close(theirs)
@@ -333,12 +334,12 @@ def forked(fn: Callable[..., Any], *args: Any, **options: Any) -> Any:
 
 def c_forked(fn: Callable[..., Any], *args: Any, **options: Any) -> Any:
     """Run ``fn`` in a child that no Python hook has seen; options: leave, timeout."""
-    return Child(fn, *args, fork=_c_fork, **options).result()
+    return Child(fn, *args, fork=c_fork, **options).result()
 
 
 def c_child(fn: Callable[..., Any], *args: Any, **options: Any) -> Child:
     """As ``Child``, by a fork without hooks."""
-    return Child(fn, *args, fork=_c_fork, **options)
+    return Child(fn, *args, fork=c_fork, **options)
 
 
 def _serve(conn: Any, dump: str, fn: Callable[..., Any], args: tuple[Any, ...]) -> None:

@@ -41,7 +41,8 @@ def serves(pool: NimueConnectionPool, timeout: float = 10) -> int:
 
 
 def said(server: FakeServer) -> list[bytes]:
-    """All that has come over each socket, from whatever process."""
+    """All that has come over each socket, from whatever process, when nothing is under way."""
+    until(_others_rest)
     return [session.received() for session in server.sessions]
 
 
@@ -62,30 +63,39 @@ def c_child(fn: Callable[..., Any], *args: Any, **options: Any) -> children.Chil
     a pool does. Servers that fork so do it while nothing else runs.
     """
     options.pop("expect_threads", None)
-    until(_others_rest)
-    return children.c_child(fn, *args, **options)
+    return children.Child(fn, *args, fork=_fork_at_rest, **options)
 
 
 def c_forked(fn: Callable[..., Any], *args: Any, **options: Any) -> Any:
     return c_child(fn, *args, **options).result()
 
 
+def _fork_at_rest() -> int:
+    until(_others_rest)
+    return children.c_fork()
+
+
 def _others_rest() -> bool:
-    """Nobody ran while this thread slept; who waits for the interpreter's lock wakes each 5 ms."""
-    before = _switches()
+    """Nobody ran, or wanted to, while this thread slept and the interpreter's lock was free."""
+    before = _activity()
     time.sleep(0.012)
-    return _switches() == before
+    after = _activity()
+    return after == before and all(state in ("sleeping", "ended") for state, _ in after.values())
 
 
-def _switches() -> dict[str, str]:
+def _activity() -> dict[str, tuple[str, str]]:
+    """Of each other thread its state, and how often it has begun and ceased to run."""
     found = {}
     for task in os.listdir("/proc/self/task"):
         if int(task) != threading.get_native_id():
             try:
                 with open(f"/proc/self/task/{task}/status") as file:
-                    found[task] = file.read().partition("\nvoluntary_ctxt_switches:")[2]
+                    text = file.read()
             except OSError:
-                found[task] = "ended"
+                found[task] = "ended", ""
+            else:
+                state = text.partition("\nState:")[2].partition("(")[2].partition(")")[0]
+                found[task] = state, text.partition("\nvoluntary_ctxt_switches:")[2]
     return found
 
 

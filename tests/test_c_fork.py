@@ -11,6 +11,7 @@ import pytest
 
 from nimue import NimueInheritedConnectionError, NimuePoolClosedError, monitor
 from nimue import fork as forks
+from nimue.process import is_gone
 from tests.children import forked, in_script
 from tests.fakes import FakeDriver, spawn, until
 from tests.forking import ask, c_child, c_forked, end, kept, make_pool, said, serves
@@ -179,6 +180,53 @@ def test_a_child_that_never_uses_the_pool(socket_server, leave, what):
     assert ask(kept["handle"])
     kept["handle"].close()
     end(kept["pool"])
+
+
+@pytest.mark.parametrize("leaves", ["a pool", "a closed pool", "garbage"])
+def test_threads_of_the_parent_that_have_ended(server, leaves):
+    """Python 3.13 detaches each that nobody has joined, and a child in which that is done dies."""
+    kept["pool"] = make_pool(server, poolmax=24)
+    handles = [kept["pool"].getconnection() for _ in range(24)]
+    while handles:
+        handles.pop().close()
+    until(lambda: all(map(is_gone, list(kept["pool"]._state.crew))))
+    gc.disable()
+    if leaves != "a pool":
+        end(kept["pool"])
+    if leaves == "garbage":
+        kept.clear()
+
+    def child():
+        kept.clear()
+        gc.collect()
+        return True
+
+    try:
+        assert c_forked(child)
+    finally:
+        gc.enable()
+    if leaves == "a pool":
+        end(kept["pool"])
+
+
+def _covers_its_stack(depth=100):
+    return min([depth], key=lambda _: depth and _covers_its_stack(depth - 1))
+
+
+def test_the_stack_of_the_parents_monitor_goes_to_another_thread(server):
+    """Python 3.13 can keep a note there, of what it waited for, and go by that in the child."""
+    pool = make_pool(server)
+    serves(pool)
+    inbox = monitor.here.inbox
+
+    def child():
+        for thread in [spawn(_covers_its_stack) for _ in range(4)]:
+            thread.result()
+        inbox.put(None)
+        return serves(pool)
+
+    assert c_forked(child)
+    end(pool)
 
 
 def test_threads_that_arrive_together_agree(socket_server):

@@ -31,8 +31,8 @@ LAYERS = (
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 
 #: Where locks may be made, and how many: the pool's, the fork registry's and those beside it that
-#: only forks and the monitor know, and the bell of a mailbox.
-LOCKS = {"state": 1, "fork": 4, "monitor": 1, "waiters": 1}
+#: only forks and the monitor know, and the bells of mailboxes.
+LOCKS = {"state": 1, "fork": 4, "monitor": 2, "waiters": 1}
 LOCK_NAMES = {"Lock", "RLock", "Condition", "Semaphore", "BoundedSemaphore", "Event", "Barrier"}
 
 #: The doors, and those who write down in which process they are.
