@@ -61,6 +61,9 @@ def _cycle_locked(state: State, now: float) -> list[Work]:
     for entry in state.entries:
         if entry.retire_at <= now:
             entry.soiled = True
+        if entry.watch is not None and entry.watch() is None:
+            # Its handle was dropped, and the word of that was cut short by a signal handler.
+            state.post(entry.watch)
     works = state.take_idle_where_locked(lambda entry: entry.retire_at <= now)
     living = len(state.entries) - len(state.closing)
     surplus = living - settings.poolmax

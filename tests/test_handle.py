@@ -675,6 +675,18 @@ class TestDropped:
         until(lambda: "dropped without close()" in caplog.text)
         assert f"{__file__}:{PLACE}" in caplog.text
 
+    def test_though_the_word_of_it_was_cut_short(self, server: FakeServer, caplog: Any) -> None:
+        """A signal handler raised in the callback of the weak reference: nobody heard."""
+        with make(server, poolmax=1) as pool:
+            conn = take(pool)
+            (entry,) = pool._state.entries
+            entry.watch = weakref.ref(conn)
+            del conn
+            pool.cleanup_interval = 60.0  # which looks at once
+            until(lambda: pool.poolstats().poolfree == 1)
+            assert pool.poolstats().lost == 1
+        until(lambda: "dropped without close()" in caplog.text)
+
     def test_who_waits_gets_it(self, server: FakeServer) -> None:
         with make(server, poolmax=1) as pool:
             conn = take(pool)

@@ -644,11 +644,14 @@ def test_exceptions_rain_on_threads_that_share_a_pool(
 
 
 class Meanwhile(Blow):
-    """Does something at the n-th point of an acquire, if no lock is held there; see ``Blow``."""
+    """Does something at the n-th point from now, if no lock is held there; see ``Blow``."""
 
-    def __init__(self, n: int, deed: Callable[[], None], lock: threading.Lock) -> None:
-        super().__init__("opcodes", n, AssertionError)
+    def __init__(self, deed: Callable[[], None], lock: threading.Lock) -> None:
+        super().__init__("opcodes", 0, AssertionError)
         self._deed, self._lock = deed, lock
+
+    def come_at(self, n: int) -> None:
+        self._left = n
 
     def _count(self, frame: FrameType, event: str) -> None:
         self._left -= 1
@@ -668,14 +671,16 @@ def test_what_is_taken_for_lost_while_it_is_acquired_is_in_one_hand(
     state = pool._state
     (entry,) = state.entries
     for n in range(1, 10_000):
-        known: Any = pool.getconnection()
-        known.close()
-        if last == "dropped":
-            known = None
-        elif last == "watched":
-            known = weakref.ref(known)
-        message = Stray(state, entry, entry.since)
-        with Meanwhile(n, lambda: lost.receive(message), state.lock) as meanwhile:  # noqa: B023
+        with Meanwhile(lambda: lost.receive(message), state.lock) as meanwhile:  # noqa: B023
+            # From Python 3.12 on, a function is traced by opcodes from its second call on.
+            known: Any = pool.getconnection()
+            known.close()
+            if last == "dropped":
+                known = None
+            elif last == "watched":
+                known = weakref.ref(known)
+            message = Stray(state, entry, entry.since)
+            meanwhile.come_at(n)
             conn = pool.getconnection(timeout=BOUND)
         until(lambda: not state.crew or all(map(is_gone, state.crew)), BOUND)
         assert conn._lease[0] is entry
