@@ -134,11 +134,14 @@ class Monitor:
 
     def _is_over(self) -> bool:
         """Whether there is nothing to look after any more; from then on this thread is none."""
+        # Not under this lock: a signal handler may fork inside the registry's lock, and its fork
+        # waits for this one. Who comes too late to be a guest has put a message in the inbox.
+        guests = goodbye.guests()
         with self._lock:
             if self._thread is not threading.current_thread():
                 return True
             if not self.inbox.is_empty or any(
-                not state.is_shut or state.entries for state in goodbye.guests()
+                not state.is_shut or state.entries for state in guests
             ):
                 return False
             self._retire()

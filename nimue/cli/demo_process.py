@@ -78,6 +78,13 @@ class Family:
         self._known.update(kin)
         return [child.pid for child in kin if self._lives(child) and child.ppid() == pid]
 
+    def adopt_session(self, leader: int) -> None:
+        """Note every process of the session that `leader` began, orphans included."""
+        for process in self._psutil.process_iter():
+            with suppress(OSError, self._psutil.Error):
+                if os.getsid(process.pid) == leader:
+                    self._known.add(process)
+
     def adopt(self, folder: Path) -> None:
         """Note every process that was started on `folder` or works in it."""
         for process in self._psutil.process_iter():
@@ -250,10 +257,10 @@ class Gunicorn:
         """Ask the master to end; by force after `patience`. Returns when nothing is left."""
         if self._process is None:
             return
-        self.team()
         if self.alive():
             self._process.send_signal(signal.SIGTERM)
             until(lambda: not self.alive(), patience)
+        self.family.adopt_session(self.pid)
         if self.family.living():
             self.family.signal(signal.SIGKILL)
         self._process.wait(10)
