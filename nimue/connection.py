@@ -96,10 +96,10 @@ class NimueConnection:
             except ValueError:  # another thread closed it meanwhile
                 return
             entry.thread = 0
-            if state.waiters and state.pass_on(entry):
+            if not state.calm and state.pass_on(entry):
                 return
             state.idle.append((self, lease, entry))
-            if state.waiters or state.is_shut:
+            if not state.calm:
                 state.serve()
         except BaseException:  # out of a signal handler, perhaps between two of these
             state.rescue(entry, since)

@@ -40,7 +40,7 @@ def shut(state: State, leaver: Waiter, content: int = 0) -> list[Work]:
     ``leaver`` is woken when no more than ``content`` connections are with holders.
     """
     with state.lock:
-        state.is_shut = True
+        state.is_shut, state.calm = True, False
         _retire_all(state)
         state.waiters.fail_all(
             lambda: NimuePoolClosedError(f"pool {state.name!r} was closed during the wait")
@@ -67,7 +67,7 @@ def abandon(state: State) -> None:
 
 def drop(state: State) -> None:
     """The pool is gone and no monitor runs: for finalizers, so without any lock."""
-    state.is_shut = True
+    state.is_shut, state.calm = True, False
     _retire_all(state)
     while (spare := state.idle.take()) is not None:
         entry = spare[2]

@@ -142,7 +142,8 @@ def settle_in_child(state: State, forker: int | None) -> None:
     pool = state.pool()
     if pool is not None and pool._state is state:
         fresh = type(state)(state.name, state.settings, state.known_driver, pool)
-        fresh.is_shut, fresh.generation = state.is_shut, state.generation
+        fresh.is_shut, fresh.calm = state.is_shut, not state.is_shut
+        fresh.generation = state.generation
         fresh.poison, fresh.verbose = state.poison, state.verbose
         fresh.apply(state.settings)
         fresh.figures.inherited, fresh.figures.severed = old.inherited, old.severed

@@ -200,7 +200,7 @@ class NimueConnectionPool(Parameters):
             self._enter()
         state = self._state
         stale = None
-        if not state.waiters:
+        if state.calm:
             try:
                 handle, lease, entry = state.idle.pop()
             except IndexError:

@@ -23,7 +23,7 @@ LAYERS = (
     {"fork", "goodbye", "drivers/base"},
     {"drivers/__init__", "drivers/postgres", "drivers/mysql", "drivers/sqlite"},
     {"entry", "connection", "idle", "upkeep", "sweep", "report", "opener", "claims", "ending"}
-    | {"lost", "monitor", "inherit", "state", "acquire"},
+    | {"lost", "monitor", "inherit", "state", "growth", "acquire"},
     {"pool", "recipe"},
     {"__init__"},
     {name for name in TREES if name.startswith("cli/")} | {"__main__"},
