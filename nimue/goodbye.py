@@ -14,6 +14,7 @@ from typing import Any
 from weakref import WeakSet
 
 from nimue.fork import registry_lock, settle
+from nimue.process import be_ready_to_fork
 
 #: Whoever has something to close.
 _guests: WeakSet[Any] = WeakSet()
@@ -40,6 +41,7 @@ def prepare() -> None:
     if _prepared_in == pid:
         return
     _prepared_in = pid
+    be_ready_to_fork()
     atexit.register(_say, pid)
     util = sys.modules.get("multiprocessing.util")
     if util is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import mmap
 import os
 import stat
@@ -93,14 +92,22 @@ def open_void() -> int:
     return os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
 
 
+def be_ready_to_fork() -> None:
+    """Before there is anything to keep: the import lock of a C fork's child may be held for ever.
+
+    That is what :func:`immortalise` would wait for there. Nobody else pays for ``ctypes``.
+    """
+    import ctypes  # noqa: F401
+
+
 def immortalise(thing: object) -> None:
     """Keep ``thing`` from ever being finalised, at the interpreter's end included.
 
     A reference in a module's global would not do: the interpreter clears those, and an inherited
     connection of mysqlclient says goodbye on its parent's socket when it is deallocated.
     """
-    # Imported by now: the import lock of a process that C code forked can be held by a thread that
-    # is not there.
+    import ctypes
+
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
 
 
@@ -151,6 +158,7 @@ def start(thread: threading.Thread) -> None:
     code forked nobody has told it that the thread is not there: the stack, which the C library
     took back at the fork, is freed a second time, and the child dies of the next.
     """
+    be_ready_to_fork()
     if len(_started) > _CROWD:
         for former in filter(is_gone, list(_started)):
             former.join()
@@ -167,8 +175,9 @@ def start(thread: threading.Thread) -> None:
 def leave_behind_threads() -> None:
     """In a child: never free those of the parent."""
     global _started
-    immortalise(_started)
-    _started = set()
+    if _started:
+        immortalise(_started)
+        _started = set()
 
 
 def await_end(threads: list[threading.Thread], deadline: float) -> None:

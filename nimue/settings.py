@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from nimue.backoff import chance
 from nimue.callback import HealthCheck
 from nimue.error import NimueInvalidParameterValue
 
@@ -149,7 +149,7 @@ class Settings(NamedTuple):
 
     def lifetime(self) -> float:
         """Seconds that a connection may live; each has its own."""
-        return (self.max_lifetime or math.inf) * (1.0 - JITTER * random.random())
+        return (self.max_lifetime or math.inf) * (1.0 - JITTER * chance())
 
     def unchecked_for(self) -> float:
         """Seconds after its last use within which a connection is given out without a check."""

@@ -182,7 +182,7 @@ class TestBackoff:
     def test_grows_is_capped_and_evenly_spread(self, monkeypatch: pytest.MonkeyPatch) -> None:
         ceilings = []
         for part in (0.0, 0.5, 1.0):
-            monkeypatch.setattr(backoff.random, "random", lambda: part)  # noqa: B023
+            monkeypatch.setattr(backoff, "chance", lambda: part)  # noqa: B023
             pause = Backoff()
             delays = []
             for _ in range(2000):  # far beyond where a power of two is a finite float

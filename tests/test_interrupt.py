@@ -670,6 +670,7 @@ def test_what_is_taken_for_lost_while_it_is_acquired_is_in_one_hand(
     pool = make(server, poolmin=1, poolmax=1)
     state = pool._state
     (entry,) = state.entries
+    hits = 0
     for n in range(1, 10_000):
         with Meanwhile(lambda: lost.receive(message), state.lock) as meanwhile:  # noqa: B023
             # From Python 3.12 on, a function is traced by opcodes from its second call on.
@@ -688,9 +689,10 @@ def test_what_is_taken_for_lost_while_it_is_acquired_is_in_one_hand(
         assert not state.idle, f"in two hands after {meanwhile.landed}"
         conn.close()
         del conn
-        if meanwhile.landed is None:
+        hits += meanwhile.landed is not None
+        if meanwhile.landed is None and n > 20:
             break
-    assert n > 10
+    assert hits > 10
     whole(pool, server, 1)
     pool.close()
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import itertools
 import os
-import random
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from nimue import NimueConnectionPool, NimueNoConnectionAvailable, NimuePoolTimeout
+from nimue import NimueConnectionPool, NimueNoConnectionAvailable, NimuePoolTimeout, backoff
 from tests.children import Child
 from tests.fakes import FakeDriver, FakeServer, OperationalError, spawn, until
 from tests.proxy import Proxy
@@ -166,7 +165,7 @@ def test_no_storm(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Sixteen impatient threads: the proxy counts what reaches it."""
-    monkeypatch.setattr(random, "random", lambda: 1.0)
+    monkeypatch.setattr(backoff, "chance", lambda: 1.0)
     proxy = make_proxy(postgres.port)
     done, tries = threading.Event(), [0] * 16
 
@@ -209,7 +208,7 @@ def test_no_storm(
 def test_the_delay_grows_and_a_success_resets_it(
     server: FakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(random, "random", lambda: 1.0)
+    monkeypatch.setattr(backoff, "chance", lambda: 1.0)
     times: list[float] = []
 
     def connect() -> Any:
@@ -240,7 +239,7 @@ def test_the_delay_grows_and_a_success_resets_it(
 def test_who_comes_during_the_backoff_is_served_when_it_ends(
     server: FakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(random, "random", lambda: 1.0)
+    monkeypatch.setattr(backoff, "chance", lambda: 1.0)
     server.stop()
     with NimueConnectionPool(server.connect, poolmin=0, driver=FakeDriver()) as pool:
         for _ in range(4):
@@ -251,7 +250,7 @@ def test_who_comes_during_the_backoff_is_served_when_it_ends(
 
 
 def test_a_short_timeout_has_its_cause(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(random, "random", lambda: 1.0)
+    monkeypatch.setattr(backoff, "chance", lambda: 1.0)
     server.stop()
     with NimueConnectionPool(
         server.connect, poolmin=0, max_connecting=1, driver=FakeDriver()
