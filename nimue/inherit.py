@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from nimue import fork, upkeep
 from nimue.connection import Refusal
 from nimue.error import NimueError, NimueInheritedConnectionError
-from nimue.process import NO_SOCKET, Socket, await_end, immortalise, is_gone, open_void, sever
+from nimue.process import NO_SOCKET, await_end, immortalise, open_void, sever, still_here
 
 if TYPE_CHECKING:
     from nimue.entry import Entry
@@ -47,15 +47,12 @@ class Bequest:
 
     def sever(self) -> None:
         """Cut this process off from all that still are what they were."""
-        numbers = self.numbers
         try:
             void = open_void()
         except OSError:  # no descriptor left: everything becomes immortal instead
             return
         try:
-            for place in range(len(self.severed)):
-                fd, device, inode = numbers[3 * place : 3 * place + 3]
-                self.severed[place] = sever(Socket(fd, device, inode), void)
+            sever(self.numbers, self.severed, void)
         finally:
             os.close(void)
 
@@ -75,7 +72,7 @@ def before_fork(state: State, deadline: float) -> bool:
     # One that ends may have started another for what follows from its work.
     while (crew := _others(state)) and not state.waiters and time.monotonic() < deadline:
         await_end(crew, deadline)
-        state.crew -= {thread for thread in crew if is_gone(thread)}
+        state.crew -= set(crew).difference(still_here(crew))
     if state.waiters:
         fork.put_off(state.wake)
     # A signal handler may fork while its own thread is inside this lock.

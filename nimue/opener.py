@@ -14,7 +14,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from nimue import fork, process, upkeep
-from nimue.process import is_gone
+from nimue.process import still_here
 from nimue.sweep import next_suspect
 from nimue.work import Task, Work
 
@@ -32,7 +32,8 @@ def start(state: State, works: list[Work]) -> None:
     """Have all of it done in the background."""
     for work in works:
         if len(state.crew) > CROWD:
-            state.crew -= {thread for thread in list(state.crew) if is_gone(thread)}
+            known = set(state.crew)
+            state.crew -= known.difference(still_here(known))
         thread = threading.Thread(
             target=_labour, args=(state, work, get_ident()), name=f"nimue-{work.task.value}"
         )
