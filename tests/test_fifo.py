@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections import Counter
 from typing import Any
 
 import pytest
 
 from nimue import (
+    NimueConnection,
     NimueConnectionPool,
     NimueInvalidParameterValue,
     NimueNoConnectionAvailable,
     NimuePoolTimeout,
 )
+from nimue.waiters import Waiter, Waiters
 from tests.fakes import FakeDriver, FakeServer, OperationalError, Spawned, spawn, until
 
 LONG = 60.0
@@ -156,32 +157,45 @@ def test_a_waiter_that_timed_out_as_it_was_served_loses_nothing(server: FakeServ
             assert not pool._state.waiters
 
 
+class Recorded(Waiters):
+    """Remembers, under the pool's lock, who joined the queue and who was handed a connection."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.joined: list[Waiter] = []
+        self.handed: list[Waiter] = []
+
+    def join(self, waiter: Waiter) -> None:
+        self.joined.append(waiter)
+        super().join(waiter)
+
+    def hand(self, waiter: Waiter, handle: NimueConnection) -> None:
+        self.handed.append(waiter)
+        super().hand(waiter, handle)
+
+
 def test_each_of_many_threads_has_its_turn(server: FakeServer) -> None:
-    """16 threads on 2 connections: when the first has had all its turns, nobody is far behind."""
-    threads, rounds = 16, 30
-    served: list[int] = []
-    at_the_end: list[Counter[int]] = []
+    """16 threads in a race for 2 connections: each is handed one in the order in which it came."""
+    threads, rounds = 16, 50
     with make(server, poolmin=2, poolmax=2) as pool:
+        queue = pool._state.waiters = Recorded()
         together = threading.Barrier(threads)
 
-        def work(number: int) -> None:
+        def work() -> None:
             together.wait(10)
             for _ in range(rounds):
-                conn = pool.getconnection(timeout=LONG)
-                served.append(number)
-                # Held until the others queue again, so that nobody is late by the scheduler's whim.
-                until(lambda: len(pool._state.waiters) >= threads - 2 or at_the_end)
-                conn.close()
-            at_the_end.append(Counter(served))
+                with pool.connection(timeout=LONG):
+                    # Whoever goes on at once would find no queue behind it.
+                    until(lambda: queue or left[0] <= 0)
+                left[0] -= 1
 
-        workers = [spawn(work, number) for number in range(threads)]
+        left = [threads * rounds - threads]
+        workers = [spawn(work) for _ in range(threads)]
         for worker in workers:
             worker.result(30)
         assert server.max_open == 2
-    assert len(served) == threads * rounds
-    turns = [at_the_end[0][number] for number in range(threads)]
-    # One that was handed a connection may sleep on while the other connection goes round.
-    assert min(turns) >= rounds // 2, turns
+    assert queue.handed == queue.joined
+    assert len(queue.handed) > threads * rounds // 2
 
 
 def test_more_waiters_than_max_waiting_are_refused_at_once(server: FakeServer) -> None:
