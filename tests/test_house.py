@@ -18,9 +18,9 @@ IDS = sorted(TREES)
 #: The lower may not import the higher; those of one line may, as long as there is no circle.
 LAYERS = (
     {"error"},
-    {"callback", "stats", "process", "work", "semaphore", "backoff", "waiters"}
-    | {"settings", "parameter"},
+    {"callback", "stats", "process", "work", "backoff", "waiters"} | {"settings", "parameter"},
     {"fork", "goodbye", "drivers/base"},
+    {name for name in TREES if name.startswith("semaphore/")},
     {"drivers/__init__", "drivers/postgres", "drivers/mysql", "drivers/sqlite"},
     {"entry", "connection", "idle", "upkeep", "sweep", "report", "opener", "claims", "ending"}
     | {"lost", "monitor", "inherit", "state", "acquire"},
@@ -32,7 +32,11 @@ RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 
 #: Where locks may be made, and how many: the pool's, the fork registry's and those beside it that
 #: only forks and the monitor know, and the bell of a mailbox.
-LOCKS = {"state": 1, "fork": 4, "monitor": 1, "waiters": 1}
+LOCKS = {"state": 1, "fork": 4, "monitor": 1, "waiters": 1} | {
+    "semaphore/epoch": 1,
+    "semaphore/presence": 2,
+    "semaphore/waiter": 1,
+}
 LOCK_NAMES = {"Lock", "RLock", "Condition", "Semaphore", "BoundedSemaphore", "Event", "Barrier"}
 
 #: The doors, and those who write down in which process they are.
@@ -66,7 +70,7 @@ def imports(name: str, *, everywhere: bool = False) -> Iterator[str]:
             assert node.level == 0, f"{name} imports relatively"
             for alias in node.names:
                 inner = f"{node.module}.{alias.name}"
-                yield inner if node.module == "nimue" and room(inner) else str(node.module)
+                yield inner if room(inner) else str(node.module)
         else:
             todo += ast.iter_child_nodes(node)
 
@@ -96,6 +100,13 @@ def test_nobody_imports_from_above(name: str) -> None:
     if name in core():
         lazily = neighbours(name, everywhere=True) - neighbours(name)
         assert not {other for other in lazily if RANK[other] > RANK[name]}
+
+
+def test_the_semaphore_stands_on_its_own() -> None:
+    for name in TREES:
+        if name.startswith("semaphore/"):
+            others = {it for it in neighbours(name, everywhere=True) if "semaphore/" not in it}
+            assert others <= {"error", "fork", "process", "__init__"}
 
 
 def test_there_is_no_circle() -> None:

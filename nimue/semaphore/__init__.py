@@ -4,6 +4,7 @@ Without a shared limit there is nothing to ask, and a permit is always granted. 
 permits are locks of the kernel's, which no process can leave locked when it dies.
 """
 
+from nimue.semaphore.family import Family
 from nimue.semaphore.files import names
 from nimue.semaphore.layout import Figures
 from nimue.semaphore.shared import SharedSemaphore
@@ -12,6 +13,7 @@ from nimue.semaphore.unlimited import UNLIMITED, Permit, Unlimited
 
 __all__ = [
     "UNLIMITED",
+    "Family",
     "Figures",
     "Holder",
     "Permit",

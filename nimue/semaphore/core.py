@@ -119,6 +119,10 @@ class Core:
                 raise NimueSemaphoreLost(f"{told}, and the file there now is another")
             self.forget_locked(presence)
 
+    def is_unused(self) -> bool:
+        """Whether nobody else is attached, and nothing of this process stands for it."""
+        return not self.handles and self.locks.other(ATTACH) is None
+
     def forget_locked(self, presence: Presence) -> None:
         """Use these files no more. Only while nothing is held."""
         cores.pop(self.file[1:], None)

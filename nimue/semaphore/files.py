@@ -13,9 +13,7 @@ from __future__ import annotations
 import errno
 import os
 import re
-import secrets
 import stat
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -89,7 +87,7 @@ def check_name(name: str) -> str:
 
 
 def make_name() -> str:
-    return PRIVATE + secrets.token_hex(8)
+    return PRIVATE + os.urandom(8).hex()
 
 
 def default_directory() -> str:
@@ -99,6 +97,8 @@ def default_directory() -> str:
         return chosen
     base = "/dev/shm"
     if not os.path.isdir(base) or not os.access(base, os.W_OK | os.X_OK):
+        import tempfile
+
         base = tempfile.gettempdir()
     return os.path.join(base, f"nimue-{os.geteuid()}")
 

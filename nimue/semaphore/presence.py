@@ -171,14 +171,17 @@ class Presence:
     def _release_locked(self, byte: int, serial: int) -> None:
         if self.slots.held.get(byte) != serial:
             return
-        if byte < CONNECTING and not self._map.excess:
-            waiter = self.first_waiter_locked()
-            if waiter is not None and self.queue.head() is None:
-                self._hand_over_locked(byte, waiter)
-                return
-        self.slots.drop(byte)
-        if byte < CONNECTING:
-            self.queue.wake()
+        try:
+            if byte < CONNECTING and not self._map.excess:
+                waiter = self.first_waiter_locked()
+                if waiter is not None and self.queue.head() is None:
+                    self._hand_over_locked(byte, waiter)
+                    return
+            self.slots.drop(byte)
+            if byte < CONNECTING:
+                self.queue.wake()
+        except NimueSemaphoreLost:  # nothing is ours any more; the next acquire says why
+            self.slots.held.pop(byte, None)
 
     def _hand_over_locked(self, byte: int, waiter: Waiter) -> None:
         """From thread to thread; for the kernel, the slot stays with this process."""

@@ -20,11 +20,11 @@ from nimue.error import (
 from nimue.process import has_record_locks
 from nimue.semaphore import change, epoch
 from nimue.semaphore.core import Core, attach, check_limit
+from nimue.semaphore.family import Family
 from nimue.semaphore.files import PRIVATE, check_name, guard, make_name, open_directory
-from nimue.semaphore.layout import IDLE, NOBODY, TURNS, WAITS, Figures
-from nimue.semaphore.members import Members
+from nimue.semaphore.layout import NOBODY, WAITS
 from nimue.semaphore.presence import Presence, SharedPermit
-from nimue.semaphore.snapshot import Row, Snapshot, fair_share, read_rows, take_snapshot
+from nimue.semaphore.snapshot import Snapshot, take_snapshot
 from nimue.semaphore.waiter import wait
 
 Mismatch = Literal["error", "adopt", "resize"]
@@ -135,7 +135,7 @@ class SharedSemaphore:
         limit, theirs = self._limit, core.map.limit
         if limit is None or limit == theirs or self._on_mismatch == "adopt":
             self._limit = limit or theirs
-        elif self._on_mismatch == "resize":
+        elif self._on_mismatch == "resize" or core.is_unused():
             change.resize(core, limit)
         else:
             raise NimueSemaphoreLimitMismatch(
@@ -250,9 +250,10 @@ class SharedSemaphore:
         """Whether another process waits, by the kernel's word; clears what the dead have left."""
         return self._here().others_wait()
 
-    def fair_share(self) -> int:
-        """The limit divided by the number of processes that hold or wait, at least 1."""
-        return fair_share(self._mapped())
+    @property
+    def family(self) -> Family:
+        """What the processes tell each other beside: figures, wishes, generations, turns."""
+        return Family(self._here, self._mapped)
 
     def snapshot(self) -> Snapshot:
         """Who holds and who waits; takes no lock that another process needs."""
@@ -286,83 +287,9 @@ class SharedSemaphore:
         return self._mapped().map.excess
 
     @property
-    def generation(self) -> int:
-        """A number that all processes see; what was opened under a lower one is to be replaced."""
-        return self._mapped().map.generation
-
-    def renew(self) -> int:
-        """Begin a new generation, for all; returns its number."""
-        self._here()
-        return change.renew(self._mapped())
-
-    @property
     def reclaimed(self) -> int:
         """How many permits were taken from dead holders, in all."""
         return self._mapped().map.reclaimed()
-
-    def try_connecting(self, limit: int) -> SharedPermit | None:
-        """A turn to connect, if fewer than ``limit`` are taken over all processes.
-
-        Nobody waits for turns here. They are given back like permits, also by death. Where
-        processes ask with different limits, each sees to its own.
-        """
-        if not 1 <= limit <= TURNS:
-            raise NimueInvalidParameterValue(f"limit {limit!r} is not allowed: 1 to {TURNS}")
-        return self._here().take_turn(limit)
-
-    # -- showing figures, and hearing of those who wait
-
-    def publish(self, figures: Figures) -> bool:
-        """Show these as this process's row; False if all 256 rows are taken."""
-        members = self._join()
-        if members.number is None:
-            return False
-        self._mapped().map.write_figures(members.number, figures)
-        return True
-
-    def has_idle(self, has: bool) -> None:
-        """Say whether this process has idle connections, which it would close if asked to."""
-        members = self._join()
-        if members.number is not None:
-            self._mapped().map.bytes[IDLE + members.number] = has
-
-    def listen(self) -> int | None:
-        """A descriptor that becomes readable when a process that waits asks for a connection.
-
-        Such a process asks those who ``has_idle``, once when it begins to wait and again each time
-        that it has waited in vain for a twentieth of a second. Poll the descriptor, and call
-        ``heard`` when it is readable; it is this process's own, so a child calls ``listen`` again.
-        None if all 256 rows are taken.
-        """
-        presence = self._here()
-        try:
-            with presence.lock:
-                ear = presence.members.listen()
-        finally:
-            presence.settle()
-        return None if ear is None else ear.fd
-
-    def heard(self) -> int:
-        """How many connections have been asked for since the last call. It does not wait.
-
-        It is a hint, and may count one wish twice: ``others_wait`` says whether any is left.
-        """
-        ear = self._here().members.ear
-        return 0 if ear is None else ear.drain()
-
-    def rows(self) -> list[Row]:
-        """The rows of all living processes that show figures, or have waited."""
-        return read_rows(self._mapped())
-
-    def _join(self) -> Members:
-        presence = self._here()
-        if presence.members.number is None:
-            try:
-                with presence.lock:
-                    presence.members.join()
-            finally:
-                presence.settle()
-        return presence.members
 
     # -- the end
 
