@@ -65,7 +65,9 @@ def threads_waiting(semaphore: SharedSemaphore, threads: int) -> None:
     until(lambda: sum(each.threads for each in semaphore.snapshot().waiters) == threads)
 
 
-def hold_until_killed(semaphore: SharedSemaphore, board: Board, at: int = 0, count: int = 1) -> None:
+def hold_until_killed(
+    semaphore: SharedSemaphore, board: Board, at: int = 0, count: int = 1
+) -> None:
     """For a child: take permits, say so, and stay."""
     kept = [semaphore.acquire(10) for _ in range(count)]
     board[at] = 1

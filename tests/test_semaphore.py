@@ -64,7 +64,8 @@ def test_two_objects_of_one_name_are_one_semaphore(semaphore, tmp_path):
     give_all(held)
     another = SharedSemaphore("t", 1, directory=tmp_path)
     with another:
-        assert len(taken := take_all(semaphore)) == 3
+        taken = take_all(semaphore)
+        assert len(taken) == 3
         give_all(taken)
     another.destroy()
 
@@ -329,9 +330,7 @@ def test_a_snapshot_tells_all(tmp_path):
 
 @pytest.mark.parametrize("name", ["", ".hidden", "a/b", "..", "a b", "ä", "x" * 65, "a\n", 5])
 def test_a_name_that_cannot_be_one_is_refused(name, tmp_path):
-    text = refusal(
-        lambda: SharedSemaphore(name, 1, directory=tmp_path), NimueInvalidParameterValue
-    )
+    text = refusal(lambda: SharedSemaphore(name, 1, directory=tmp_path), NimueInvalidParameterValue)
     assert repr(name) in text and "A-Z a-z 0-9" in text
 
 

@@ -159,7 +159,7 @@ def _mounted(tmp_path, options):
         f"try: SharedSemaphore('s', 2, directory={str(folder / 'd')!r})\n"
         "except Exception as error: print(type(error).__name__, error)\n"
     )
-    command = f"mount -t tmpfs -o {options} none {folder} && exec {os.sys.executable} -c \"$0\""
+    command = f'mount -t tmpfs -o {options} none {folder} && exec {os.sys.executable} -c "$0"'
     return subprocess.run(
         ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", command, script],
         capture_output=True,

@@ -1,4 +1,4 @@
-"""A forked child, with hooks or without, neither owns nor pins nor gives back its parent's permits."""
+"""A forked child, hooks or not, neither owns nor pins nor gives back its parent's permits."""
 
 from __future__ import annotations
 

@@ -24,7 +24,8 @@ def test_a_stopped_holder_keeps_its_own_and_no_more(tmp_path):
     child = Child(hold_until_killed, semaphore, board)
     board.until(0, 1)
     child.signal(signal.SIGSTOP)
-    assert len(taken := take_all(semaphore)) == 1
+    taken = take_all(semaphore)
+    assert len(taken) == 1
     assert semaphore.take(0.1) is None
     taken[0].give_back()
     child.signal(signal.SIGCONT)

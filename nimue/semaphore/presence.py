@@ -50,7 +50,9 @@ class SharedPermit:
         return f"<permit {self.byte} {'held' if self.is_held else 'given back'}>"
 
     def __del__(self) -> None:
-        if self._presence.has(self.byte, self.serial) and not sys.is_finalizing():
+        if not getattr(self, "byte", 0) or sys.is_finalizing():
+            return  # never granted, or cut short while it was made
+        if self._presence.has(self.byte, self.serial):
             self.give_back()
             warnings.warn("a permit was dropped, not given back", ResourceWarning, stacklevel=2)
 
@@ -159,14 +161,30 @@ class Presence:
         """Carry out what was given back, unless a thread is at it: that one looks again after."""
         while self._returned and not self.is_inside():
             try:
-                if not self.lock.acquire(False):
+                if not self._settle_now():
                     return
-                while self._returned:
-                    self._release_locked(*self._returned[0])
-                    self._returned.popleft()
-            finally:
+            except BaseException:
+                # It may be Ctrl-C at any point, when the lock was just taken, or not yet freed. On
+                # entry this thread did not have it.
                 if self.is_inside():
                     self.lock.release()
+                self._settle_now()
+                raise
+
+    def _settle_now(self) -> bool:
+        if not self.lock.acquire(False):
+            return False
+        try:
+            while self._returned:
+                try:
+                    self._release_locked(*self._returned[0])
+                except Exception:
+                    self._returned.popleft()
+                    raise
+                self._returned.popleft()
+        finally:
+            self.lock.release()
+        return True
 
     def _release_locked(self, byte: int, serial: int) -> None:
         if self.slots.held.get(byte) != serial:
