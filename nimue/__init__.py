@@ -12,8 +12,18 @@ from nimue.error import (
     NimueNoConnectionAvailable,
     NimuePoolClosedError,
     NimuePoolTimeout,
+    NimueSemaphoreError,
+    NimueSemaphoreInUse,
+    NimueSemaphoreLimitMismatch,
+    NimueSemaphoreLost,
+    NimueSemaphoreTimeout,
+    NimueSemaphoreUnsafe,
+    NimueSemaphoreUnsupported,
+    NimueSemaphoreUnwritable,
+    NimueSemaphoreVersionMismatch,
 )
 from nimue.pool import DEFAULT, NimueConnectionPool
+from nimue.semaphore import SharedSemaphore
 from nimue.stats import NimueConnectionPoolStats
 
 __all__ = [
@@ -30,6 +40,16 @@ __all__ = [
     "NimueNoConnectionAvailable",
     "NimuePoolClosedError",
     "NimuePoolTimeout",
+    "NimueSemaphoreError",
+    "NimueSemaphoreInUse",
+    "NimueSemaphoreLimitMismatch",
+    "NimueSemaphoreLost",
+    "NimueSemaphoreTimeout",
+    "NimueSemaphoreUnsafe",
+    "NimueSemaphoreUnsupported",
+    "NimueSemaphoreUnwritable",
+    "NimueSemaphoreVersionMismatch",
+    "SharedSemaphore",
 ]
 
 logging.getLogger("nimue").addHandler(logging.NullHandler())

@@ -32,7 +32,7 @@ class Board:
 def take_all(semaphore: SharedSemaphore, wait: float = 0.0) -> list[SharedPermit]:
     """Every permit that can be had, each asked for with that patience."""
     taken = []
-    while (permit := semaphore.take(wait)) is not None:
+    while len(taken) < 1200 and (permit := semaphore.take(wait)) is not None:
         taken.append(permit)
     return taken
 

@@ -50,6 +50,14 @@ class RecordLocks:
             return self._refused(error)
         return True
 
+    def looks_free(self, byte: int) -> bool:
+        """Whether no other process has that byte locked. A third of the price of a refused take."""
+        try:
+            answer = fcntl.fcntl(self.fd, fcntl.F_GETLK, self._exclusive[byte])
+        except (OSError, ValueError) as error:
+            return self._refused(error)
+        return answer == self._free[byte]
+
     def share(self, byte: int) -> bool:
         """Lock that byte together with others who share it."""
         try:

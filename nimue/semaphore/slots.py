@@ -25,6 +25,9 @@ from nimue.semaphore.locks import RecordLocks
 _TRIES = 20
 
 
+_FREE, _HELD = bytes((FREE,)), bytes((HELD,))
+
+
 class Claim(Protocol):
     """What a byte is taken for. It exists before, and gives the byte back when it is dropped."""
 
@@ -52,13 +55,17 @@ class Slots:
 
     def take_any(self, claim: Claim) -> bool:
         """Take a slot that nobody has locked: one that looks free, or one whose owner is dead."""
-        find = self._map.bytes.find
-        for hint in (bytes((FREE,)), bytes((HELD,))):
-            at = find(hint, HINTS, HINTS_END)
-            while at >= 0:
-                if self._take(claim, at - HINTS):
-                    return True
-                at = find(hint, at + 1, HINTS_END)
+        find, looks_free = self._map.bytes.find, self._locks.looks_free
+        at = find(_FREE, HINTS, HINTS_END)
+        while at >= 0:
+            if self._take(claim, at - HINTS):
+                return True
+            at = find(_FREE, at + 1, HINTS_END)
+        at = find(_HELD, HINTS, HINTS_END)
+        while at >= 0:
+            if looks_free(at + SLOT - HINTS) and self._take(claim, at - HINTS):
+                return True
+            at = find(_HELD, at + 1, HINTS_END)
         return False
 
     def _take(self, claim: Claim, slot: int) -> bool:
