@@ -170,3 +170,17 @@ def test_who_asks_for_the_process_and_hears_of_forks(name: str) -> None:
         assert not names & {"getpid", "getppid"}
     if name != "fork":
         assert "register_at_fork" not in names
+
+
+@pytest.mark.parametrize("name", [name for name in IDS if name.startswith("semaphore/")])
+def test_what_was_given_back_under_a_presences_lock_is_carried_out(name: str) -> None:
+    """Who does not get the lock leaves the work to the one that has it: that has to look."""
+    settled, all_of_them = set(), set()
+    for node in ast.walk(TREES[name]):
+        if isinstance(node, ast.Try) and "'settle'" in "".join(map(ast.dump, node.finalbody)):
+            settled |= {inner for part in node.body for inner in ast.walk(part)}
+        if isinstance(node, ast.With):
+            locks = [ast.unparse(item.context_expr) for item in node.items]
+            if any(lock.endswith(("presence.lock", "self.lock")) for lock in locks):
+                all_of_them.add(node)
+    assert all_of_them <= settled

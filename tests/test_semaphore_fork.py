@@ -10,7 +10,7 @@ import time
 import pytest
 
 from nimue.error import NimueSemaphoreLost
-from nimue.semaphore import SharedSemaphore
+from nimue.semaphore import SharedSemaphore, waiter
 from nimue.semaphore.files import OpenFile
 from tests import children, forking
 from tests.children import Child, gone, in_script
@@ -19,8 +19,13 @@ from tests.semaphores import Board, give_all, take_all, take_and_tell, threads_w
 
 
 @pytest.fixture(params=["os.fork", "C fork"])
-def child(request):
-    """``child(fn, *args)``: run it in a forked child, and return its result."""
+def child(request, monkeypatch):
+    """``child(fn, *args)``: run it in a forked child, and return its result.
+
+    Threads that wait do not look again by themselves: a C fork needs all others at rest.
+    """
+    monkeypatch.setattr(waiter, "LOOK_AGAIN", 100.0)
+    monkeypatch.setattr(waiter, "NAP", 100.0)
     return forking.forked if request.param == "os.fork" else forking.c_forked
 
 

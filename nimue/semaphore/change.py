@@ -107,9 +107,12 @@ def leave(core: Core) -> None:
     """
     presence = core.current()
     if presence.is_in:
-        with presence.lock:
-            _check_idle_locked(core, presence, "left")
-            presence.leave_locked()
+        try:
+            with presence.lock:
+                _check_idle_locked(core, presence, "left")
+                presence.leave_locked()
+        finally:
+            presence.settle()
 
 
 def _check_idle_locked(core: Core, presence: Presence, what: str) -> None:
@@ -130,23 +133,30 @@ def destroy(core: Core, patience: float = PATIENCE) -> None:
     fork.settle()
     with fork.gate(), epoch.here().attaching:
         presence = core.presence()
-        with guard(core.base, patience), presence.lock:
-            fault = core.fault()
-            if fault is not None:
-                raise NimueSemaphoreLost(f"semaphore {core.name!r} cannot be destroyed: {fault}")
-            _check_idle_locked(core, presence, "destroyed")
-            if not core.locks.take(ATTACH):
-                pid = core.locks.other(ATTACH)
-                raise NimueSemaphoreInUse(
-                    f"semaphore {core.name!r} cannot be destroyed: process "
-                    f"{pid or 'of another namespace'} is attached to it, and perhaps others"
-                )
-            try:
-                _unlink(core.base)
-            except BaseException:
-                core.locks.share(ATTACH)
-                raise
-            core.forget_locked(presence)
+        try:
+            with guard(core.base, patience), presence.lock:
+                _destroy_locked(core, presence)
+        finally:
+            presence.settle()
+
+
+def _destroy_locked(core: Core, presence: Presence) -> None:
+    fault = core.fault()
+    if fault is not None:
+        raise NimueSemaphoreLost(f"semaphore {core.name!r} cannot be destroyed: {fault}")
+    _check_idle_locked(core, presence, "destroyed")
+    if not core.locks.take(ATTACH):
+        pid = core.locks.other(ATTACH)
+        raise NimueSemaphoreInUse(
+            f"semaphore {core.name!r} cannot be destroyed: process "
+            f"{pid or 'of another namespace'} is attached to it, and perhaps others"
+        )
+    try:
+        _unlink(core.base)
+    except BaseException:
+        core.locks.share(ATTACH)
+        raise
+    core.forget_locked(presence)
 
 
 def _unlink(base: str) -> None:

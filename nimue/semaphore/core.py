@@ -104,21 +104,27 @@ class Core:
         """
         presence = self.current()
         told = f"semaphore {self.name!r}: the lock file {self.base}.lock is lost: {fault}"
-        with presence.lock:
-            if not presence.is_idle_locked():
-                count = presence.slots.count()
-                raise NimueSemaphoreLost(f"{told}, while this process held {count} permits")
-            if fault == "it was removed":
-                presence.leave_locked()
-                pid = self.locks.other(ATTACH)
-                if pid is not None:
-                    raise NimueSemaphoreLost(
-                        f"{told}, and others still use it (process {pid or 'of another namespace'})"
-                        ": a new one would be another limit; end them all"
-                    )
-            elif _key_of(self.base) != self.file[1:]:
-                raise NimueSemaphoreLost(f"{told}, and the file there now is another")
-            self.forget_locked(presence)
+        try:
+            with presence.lock:
+                self._part_locked(presence, fault, told)
+        finally:
+            presence.settle()
+
+    def _part_locked(self, presence: Presence, fault: str, told: str) -> None:
+        if not presence.is_idle_locked():
+            count = presence.slots.count()
+            raise NimueSemaphoreLost(f"{told}, while this process held {count} permits")
+        if fault == "it was removed":
+            presence.leave_locked()
+            pid = self.locks.other(ATTACH)
+            if pid is not None:
+                raise NimueSemaphoreLost(
+                    f"{told}, and others still use it (process {pid or 'of another namespace'}): "
+                    "a new one would be another limit; end them all"
+                )
+        elif _key_of(self.base) != self._key:
+            raise NimueSemaphoreLost(f"{told}, and the file there now is another")
+        self.forget_locked(presence)
 
     def is_unused(self) -> bool:
         """Whether nobody else is attached, and nothing of this process stands for it."""

@@ -61,8 +61,9 @@ class Presence:
     """What one process has at one semaphore: its permits, its place in the queue, its threads.
 
     ``lock`` guards all of it, and is held for one edit of a table and some system calls that do not
-    wait; a finalizer or a signal handler of the thread that holds it finds it held, and what it
-    gives back is put on a list that is carried out afterwards. No other lock is taken under it.
+    wait. No other lock is taken under it. What is given back while it is held, by another thread,
+    or by a finalizer or a signal handler of the same, is put on a list; hence whoever frees the
+    lock calls ``settle``, which carries that out.
 
         a slot is locked in the kernel by this process  <=>  it is in ``slots.held``, but inside
             ``lock``, and after an interrupt in the middle of giving back
@@ -233,13 +234,17 @@ class Presence:
         waiter = self.first_waiter_locked()
         self.queue.announce(0 if waiter is None else waiter.since, len(self.waiters))
 
-    def join_locked(self, waiter: Waiter) -> bool:
+    def join(self, waiter: Waiter) -> bool:
         """Queue a thread; False if the semaphore has no place for one more process."""
-        if not self.members.join():
-            return False
-        self.waiters.append(ref(waiter))
-        self.announce_locked()
-        return True
+        try:
+            with self.lock:
+                if not self.members.join():
+                    return False
+                self.waiters.append(ref(waiter))
+                self.announce_locked()
+                return True
+        finally:
+            self.settle()
 
     def leave_queue(self, waiter: Waiter) -> None:
         """The thread does not wait any longer, whatever has come of it."""
@@ -250,11 +255,13 @@ class Presence:
                     self.waiters.remove(mark)
                 self.announce_locked()
                 if self.leads(waiter):
-                    self._leader = None
                     following = self.first_waiter_locked()
                     if following is None:
+                        self._leader = None
                         self.watch.close()
                     else:
+                        # At once: it may be handed a permit before it wakes, and leave as well.
+                        self._leader = ref(following)
                         following.ring()
         finally:
             if self._returned:
@@ -263,12 +270,15 @@ class Presence:
     def leads(self, waiter: Waiter) -> bool:
         return self._leader is not None and self._leader() is waiter
 
-    def claim_lead_locked(self, waiter: Waiter) -> bool:
+    def claims_lead(self, waiter: Waiter) -> bool:
         """One thread listens for the whole process. Whether it is this one."""
-        leader = None if self._leader is None else self._leader()
-        if leader is None:
-            self._leader, leader = ref(waiter), waiter
-        return leader is waiter
+        try:
+            with self.lock:
+                if self._leader is None or self._leader() is None:
+                    self._leader = ref(waiter)
+                return self.leads(waiter)
+        finally:
+            self.settle()
 
     def serve_locked(self, may_overtake: bool) -> int | None:
         """Take what is free, for the threads that wait, while it is this process's turn.
@@ -291,10 +301,13 @@ class Presence:
 
     def others_wait(self) -> bool:
         """As ``others_waiting``, by the kernel's word, and what the dead have left is cleared."""
-        with self.lock:
-            others = [k for k in self.queue.order() if k != self.members.number]
-            for member in others:
-                if self.members.is_live(member):
-                    return True
-                self.members.reap(member)
-            return False
+        try:
+            with self.lock:
+                others = [k for k in self.queue.order() if k != self.members.number]
+                for member in others:
+                    if self.members.is_live(member):
+                        return True
+                    self.members.reap(member)
+                return False
+        finally:
+            self.settle()

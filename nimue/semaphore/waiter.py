@@ -46,9 +46,7 @@ def wait(
     """Queue, and wait for a permit; None when the time is up, or ``give_up()`` says so."""
     waiter = Waiter()
     try:
-        with presence.lock:
-            queued = presence.join_locked(waiter)
-        Wait(presence, waiter, timeout, give_up).run(queued)
+        Wait(presence, waiter, timeout, give_up).run(presence.join(waiter))
         presence.leave_queue(waiter)
         return waiter.permit
     except BaseException:
@@ -82,7 +80,7 @@ class Wait:
         while self._waiter.permit is None:
             if not queued:
                 self._look_by_chance()
-            elif self._leads():
+            elif self._presence.claims_lead(self._waiter):
                 self._lead()
             else:
                 self._follow()
@@ -95,10 +93,6 @@ class Wait:
         if self._deadline is None:
             return seconds
         return max(0.0, min(seconds, self._deadline - monotonic()))
-
-    def _leads(self) -> bool:
-        with self._presence.lock:
-            return self._presence.claim_lead_locked(self._waiter)
 
     def _follow(self) -> None:
         nap = NAP if self._give_up is None else 2 * LOOK_AGAIN
