@@ -208,16 +208,17 @@ def _cycle(semaphore, board):
             permit.give_back()
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_signals_rain_on_a_thread_that_takes_and_gives_back(tmp_path):
     """With another process in the queue, so that every way is gone."""
     semaphore, board = SharedSemaphore("s", 2, directory=tmp_path), Board()
     children = [Child(_cycle, semaphore, board) for _ in range(2)]
     board.until(1, 5)
-    armed, stop, caught = threading.Event(), threading.Event(), 0
+    stop, armed, caught = threading.Event(), [False], 0
 
     def handle(signum, frame):
-        if armed.is_set():
-            armed.clear()
+        if armed[0]:
+            armed[0] = False
             raise KeyboardInterrupt
 
     def rain():
@@ -230,19 +231,20 @@ def test_signals_rain_on_a_thread_that_takes_and_gives_back(tmp_path):
     try:
         while caught < 200:
             try:
-                armed.set()
+                armed[0] = True
                 for _ in range(50):
                     permit = semaphore.take(1)
                     if permit is not None:
                         permit.give_back()
+                armed[0] = False
             except KeyboardInterrupt:
                 caught += 1
     finally:
-        armed.clear()
+        armed[0] = False
         stop.set()
         raining.result()
         signal.signal(signal.SIGUSR1, before)
-    del permit
+    permit = None
     board[0] = 1
     for child in children:
         child.result()
