@@ -1,6 +1,9 @@
 """nimue: a DB-API 2.0 connection pool for Python servers that fork."""
 
+from __future__ import annotations
+
 import logging
+from typing import TYPE_CHECKING, Any
 
 from nimue.connection import NimueConnection, NimueCursor
 from nimue.error import (
@@ -12,9 +15,21 @@ from nimue.error import (
     NimueNoConnectionAvailable,
     NimuePoolClosedError,
     NimuePoolTimeout,
+    NimueSemaphoreError,
+    NimueSemaphoreInUse,
+    NimueSemaphoreLimitMismatch,
+    NimueSemaphoreLost,
+    NimueSemaphoreTimeout,
+    NimueSemaphoreUnsafe,
+    NimueSemaphoreUnsupported,
+    NimueSemaphoreUnwritable,
+    NimueSemaphoreVersionMismatch,
 )
 from nimue.pool import DEFAULT, NimueConnectionPool
 from nimue.stats import NimueConnectionPoolStats
+
+if TYPE_CHECKING:
+    from nimue.semaphore import SharedSemaphore
 
 __all__ = [
     "DEFAULT",
@@ -30,6 +45,25 @@ __all__ = [
     "NimueNoConnectionAvailable",
     "NimuePoolClosedError",
     "NimuePoolTimeout",
+    "NimueSemaphoreError",
+    "NimueSemaphoreInUse",
+    "NimueSemaphoreLimitMismatch",
+    "NimueSemaphoreLost",
+    "NimueSemaphoreTimeout",
+    "NimueSemaphoreUnsafe",
+    "NimueSemaphoreUnsupported",
+    "NimueSemaphoreUnwritable",
+    "NimueSemaphoreVersionMismatch",
+    "SharedSemaphore",
 ]
 
 logging.getLogger("nimue").addHandler(logging.NullHandler())
+
+
+def __getattr__(name: str) -> Any:
+    """What a pool without a shared limit has no use for is imported when it is asked for."""
+    if name == "SharedSemaphore":
+        from nimue.semaphore import SharedSemaphore
+
+        return SharedSemaphore
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

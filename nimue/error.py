@@ -27,6 +27,42 @@ class NimuePoolTimeout(NimueNoConnectionAvailable, TimeoutError):
     """No connection came within the timeout. A failed ``connect()`` meanwhile is the cause."""
 
 
+class NimueSemaphoreError(NimueError):
+    """A limit that processes share cannot be had, or not in the way that was asked."""
+
+
+class NimueSemaphoreTimeout(NimueSemaphoreError, TimeoutError):
+    """No permit came within the timeout."""
+
+
+class NimueSemaphoreLimitMismatch(NimueSemaphoreError, ValueError):
+    """The semaphore of that name is in use with another limit."""
+
+
+class NimueSemaphoreVersionMismatch(NimueSemaphoreError):
+    """The semaphore of that name is in use by another version or kind of program."""
+
+
+class NimueSemaphoreInUse(NimueSemaphoreError):
+    """Others, or other threads, use what was to be removed or changed."""
+
+
+class NimueSemaphoreLost(NimueSemaphoreError):
+    """Files of a semaphore in use were removed or replaced, or its descriptor was closed."""
+
+
+class NimueSemaphoreUnsafe(NimueSemaphoreError):
+    """The directory, or a file in it, is not this user's alone, or not of a kind that can serve."""
+
+
+class NimueSemaphoreUnwritable(NimueSemaphoreError):
+    """The directory is full, read-only, or not to be written by this user."""
+
+
+class NimueSemaphoreUnsupported(NimueSemaphoreError):
+    """This platform lacks what a shared semaphore is made of."""
+
+
 class NimueInheritedConnectionError(NimueError):
     """A connection or cursor from before a fork was used in the child."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import stat
+import struct
 import sys
 import threading
 import time
@@ -224,3 +225,83 @@ def uwsgi() -> Any | None:
     except ImportError:
         return None
     return uwsgi
+
+
+class Identity(NamedTuple):
+    """What tells a process from all others of this host. Zeros where the platform cannot tell."""
+
+    pid: int
+    started: int
+    namespace: int
+
+
+def identify_process() -> Identity:
+    """Who the running process is: its number, when it started, in which space of numbers."""
+    started = namespace = 0
+    try:
+        with open("/proc/self/stat", "rb") as file:
+            started = int(file.read().rpartition(b")")[2].split()[19])
+        namespace = os.stat("/proc/self/ns/pid").st_ino
+    except OSError:
+        pass
+    return Identity(os.getpid(), started, namespace)
+
+
+def command_line(pid: int) -> str:
+    """The command of a process; empty if it is gone, or the platform does not tell."""
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            return file.read().replace(b"\0", b" ").decode(errors="replace").strip()
+    except OSError:
+        return ""
+
+
+def filesystem(device: int) -> str:
+    """The kind of filesystem on a device; empty where the platform does not tell."""
+    number = f"{os.major(device)}:{os.minor(device)}"
+    try:
+        with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as file:
+            for line in file:
+                here, _, there = line.partition(" - ")
+                if here.split()[2] == number:
+                    return there.split()[0]
+    except OSError:
+        pass
+    return ""
+
+
+def open_pidfd(pid: int) -> int | None:
+    """A descriptor that becomes readable when process ``pid`` ends; None if there is none."""
+    if not hasattr(os, "pidfd_open"):
+        return None
+    try:
+        return os.pidfd_open(pid)
+    except OSError:
+        return None
+
+
+#: ``struct flock`` of fcntl(2) by platform: its format, and the places of kind, start, length and
+#: pid among its five fields; ``l_whence`` is the fifth.
+_FLOCKS = {"linux": ("hhqqi4x", 0, 2, 3, 4), "darwin": ("qqihh", 3, 0, 1, 2)}
+_FLOCK = _FLOCKS.get(sys.platform) if sys.maxsize > 2**32 else None
+
+
+def has_record_locks() -> bool:
+    """Whether record locks (fcntl(2)) and named pipes are here, in a form that is known."""
+    return _FLOCK is not None and hasattr(os, "mkfifo")
+
+
+def pack_flock(kind: int, byte: int) -> bytes:
+    """The ``struct flock`` for one byte of a file."""
+    assert _FLOCK is not None
+    form, at_kind, at_start, at_length, _ = _FLOCK
+    fields = [0] * 5
+    fields[at_kind], fields[at_start], fields[at_length] = kind, byte, 1
+    return struct.pack(form, *fields)
+
+
+def read_flock(answer: bytes) -> tuple[int, int]:
+    """Kind and pid out of a ``struct flock``."""
+    assert _FLOCK is not None
+    fields = struct.unpack(_FLOCK[0], answer)
+    return fields[_FLOCK[1]], fields[_FLOCK[4]]

@@ -18,9 +18,9 @@ IDS = sorted(TREES)
 #: The lower may not import the higher; those of one line may, as long as there is no circle.
 LAYERS = (
     {"error"},
-    {"callback", "stats", "process", "work", "semaphore", "backoff", "waiters"}
-    | {"settings", "parameter"},
+    {"callback", "stats", "process", "work", "backoff", "waiters"} | {"settings", "parameter"},
     {"fork", "goodbye", "drivers/base"},
+    {name for name in TREES if name.startswith("semaphore/")},
     {"drivers/__init__", "drivers/postgres", "drivers/mysql", "drivers/sqlite"},
     {"entry", "connection", "idle", "upkeep", "sweep", "report", "opener", "claims", "ending"}
     | {"lost", "monitor", "inherit", "state", "growth", "acquire"},
@@ -32,7 +32,11 @@ RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 
 #: Where locks may be made, and how many: the pool's, the fork registry's and those beside it that
 #: only forks and the monitor know, and the bells of mailboxes.
-LOCKS = {"state": 1, "fork": 4, "monitor": 2, "waiters": 1}
+LOCKS = {"state": 1, "fork": 4, "monitor": 2, "waiters": 1} | {
+    "semaphore/epoch": 1,
+    "semaphore/presence": 2,
+    "semaphore/waiter": 1,
+}
 LOCK_NAMES = {"Lock", "RLock", "Condition", "Semaphore", "BoundedSemaphore", "Event", "Barrier"}
 
 #: The doors, and those who write down in which process they are.
@@ -66,7 +70,7 @@ def imports(name: str, *, everywhere: bool = False) -> Iterator[str]:
             assert node.level == 0, f"{name} imports relatively"
             for alias in node.names:
                 inner = f"{node.module}.{alias.name}"
-                yield inner if node.module == "nimue" and room(inner) else str(node.module)
+                yield inner if room(inner) else str(node.module)
         else:
             todo += ast.iter_child_nodes(node)
 
@@ -96,6 +100,13 @@ def test_nobody_imports_from_above(name: str) -> None:
     if name in core():
         lazily = neighbours(name, everywhere=True) - neighbours(name)
         assert not {other for other in lazily if RANK[other] > RANK[name]}
+
+
+def test_the_semaphore_stands_on_its_own() -> None:
+    for name in TREES:
+        if name.startswith("semaphore/"):
+            others = {it for it in neighbours(name, everywhere=True) if "semaphore/" not in it}
+            assert others <= {"error", "fork", "process", "__init__"}
 
 
 def test_there_is_no_circle() -> None:
@@ -159,3 +170,17 @@ def test_who_asks_for_the_process_and_hears_of_forks(name: str) -> None:
         assert not names & {"getpid", "getppid"}
     if name != "fork":
         assert "register_at_fork" not in names
+
+
+@pytest.mark.parametrize("name", [name for name in IDS if name.startswith("semaphore/")])
+def test_what_was_given_back_under_a_presences_lock_is_carried_out(name: str) -> None:
+    """Who does not get the lock leaves the work to the one that has it: that has to look."""
+    settled, all_of_them = set(), set()
+    for node in ast.walk(TREES[name]):
+        if isinstance(node, ast.Try) and "'settle'" in "".join(map(ast.dump, node.finalbody)):
+            settled |= {inner for part in node.body for inner in ast.walk(part)}
+        if isinstance(node, ast.With):
+            locks = [ast.unparse(item.context_expr) for item in node.items]
+            if any(lock.endswith(("presence.lock", "self.lock")) for lock in locks):
+                all_of_them.add(node)
+    assert all_of_them <= settled

@@ -1,7 +1,4 @@
-"""The right to be connected: an entry owns one permit from before it connects until it is closed.
-
-Without a shared limit there is nothing to ask, and a permit is always granted.
-"""
+"""What an owner of connections asks of a limit, and the answer where there is none."""
 
 from __future__ import annotations
 

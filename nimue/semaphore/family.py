@@ -1,0 +1,115 @@
+"""What the processes at one semaphore tell each other, beside taking and giving back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from nimue.error import NimueInvalidParameterValue
+from nimue.semaphore import change
+from nimue.semaphore.layout import IDLE, TURNS, Figures
+from nimue.semaphore.snapshot import Row, fair_share, read_rows
+
+if TYPE_CHECKING:
+    from nimue.semaphore.core import Core
+    from nimue.semaphore.members import Members
+    from nimue.semaphore.presence import Presence, SharedPermit
+
+
+class Family:
+    """The view of one process on all, itself among them; as valid as the semaphore it is of.
+
+    Each process that shows figures has one row, which it alone writes, and anybody reads, without a
+    lock. A row is live while its process is: that is one more of the kernel's locks. The row is the
+    process's, whatever objects stand for the semaphore in it: two pools of one process that share
+    one semaphore add up their figures first. What a child calls goes to its own row.
+    """
+
+    __slots__ = ("_here", "_mapped")
+
+    def __init__(self, here: Callable[[], Presence], mapped: Callable[[], Core]) -> None:
+        self._here, self._mapped = here, mapped
+
+    # -- figures
+
+    def publish(self, figures: Figures) -> bool:
+        """Show these as this process's row; False if all 256 rows are taken."""
+        members = self._join()
+        if members.number is None:
+            return False
+        self._mapped().map.write_figures(members.number, figures)
+        return True
+
+    def rows(self) -> list[Row]:
+        """The rows of all living processes that show figures, or have waited."""
+        return read_rows(self._mapped())
+
+    def fair_share(self) -> int:
+        """The limit divided by the number of processes that hold or wait, at least 1."""
+        return fair_share(self._mapped())
+
+    # -- idle connections, and those who wish for one
+
+    def has_idle(self, has: bool) -> None:
+        """Say whether this process has idle connections, which it would close if asked to."""
+        members = self._join()
+        if members.number is not None:
+            self._mapped().map.bytes[IDLE + members.number] = has
+
+    def listen(self) -> int | None:
+        """A descriptor that becomes readable when a process that waits asks for a connection.
+
+        Such a process asks as many of those who ``has_idle`` as it has threads that wait, once when
+        it begins to wait and again each time that it has waited in vain for a twentieth of a
+        second. Poll the descriptor, and call ``heard`` when it is readable; it is this process's
+        own, so a child calls ``listen`` again. None if all 256 rows are taken.
+        """
+        presence = self._here()
+        try:
+            with presence.lock:
+                ear = presence.members.listen()
+        finally:
+            presence.settle()
+        return None if ear is None else ear.fd
+
+    def heard(self) -> int:
+        """How many connections have been asked for since the last call. It does not wait.
+
+        A hint, which may count one wish twice: ``others_wait`` says whether any is left.
+        """
+        ear = self._here().members.ear
+        return 0 if ear is None else ear.drain()
+
+    # -- generations
+
+    @property
+    def generation(self) -> int:
+        """A number that all processes see; what was opened under a lower one is to be replaced."""
+        return self._mapped().map.generation
+
+    def renew(self) -> int:
+        """Begin a new generation, for all; returns its number."""
+        self._here()
+        return change.renew(self._mapped())
+
+    # -- turns to connect
+
+    def try_connecting(self, limit: int) -> SharedPermit | None:
+        """A turn to connect, if fewer than ``limit`` are taken over all processes.
+
+        Nobody waits for turns here. They are given back like permits, also by death. Where
+        processes ask with different limits, each sees to its own.
+        """
+        if not 1 <= limit <= TURNS:
+            raise NimueInvalidParameterValue(f"limit {limit!r} is not allowed: 1 to {TURNS}")
+        return self._here().take_turn(limit)
+
+    def _join(self) -> Members:
+        presence = self._here()
+        if presence.members.number is None:
+            try:
+                with presence.lock:
+                    presence.members.join()
+            finally:
+                presence.settle()
+        return presence.members

@@ -1,0 +1,256 @@
+"""What the processes at one semaphore tell each other."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import sys
+import time
+
+import pytest
+
+from nimue.error import NimueInvalidParameterValue
+from nimue.semaphore import Figures, SharedSemaphore
+from tests.children import Child, forked
+from tests.fakes import spawn, until
+from tests.semaphores import (
+    Board,
+    hold_until_killed,
+    take_all,
+    take_and_tell,
+    threads_waiting,
+    waiting,
+    whole,
+)
+
+
+@pytest.fixture
+def semaphore(tmp_path):
+    return SharedSemaphore("s", 6, directory=tmp_path)
+
+
+def _publish(semaphore, board, at):
+    semaphore.family.publish(Figures(in_use=at, idle=2 * at, opened=2**63))
+    semaphore.family.has_idle(True)
+    board[at] = 1
+    time.sleep(60)
+
+
+def test_every_living_process_has_a_row(semaphore):
+    board, family = Board(), semaphore.family
+    assert family.rows() == []
+    family.publish(Figures(waiting=7))
+    children = [Child(_publish, semaphore, board, at) for at in (1, 2)]
+    for at in (1, 2):
+        board.until(at, 1)
+    rows = {row.pid: row for row in family.rows()}
+    assert rows.keys() == {os.getpid(), *(child.pid for child in children)}
+    for at, child in enumerate(children, 1):
+        row = rows[child.pid]
+        assert row.figures == Figures(in_use=at, idle=2 * at, opened=2**63)
+        assert row.has_idle and not row.is_elsewhere
+        assert os.path.basename(sys.executable) in row.command or "pytest" in row.command
+        with open(f"/proc/{child.pid}/stat") as file:
+            assert row.started == int(file.read().rpartition(")")[2].split()[19])
+    assert rows[os.getpid()].figures.waiting == 7 and not rows[os.getpid()].has_idle
+    children[0].signal(signal.SIGSTOP)
+    assert len(family.rows()) == 3
+    for child in children:
+        child.signal(signal.SIGKILL)
+        child.wait()
+    assert [row.pid for row in family.rows()] == [os.getpid()]
+
+
+def test_a_row_taken_over_from_the_dead_begins_anew(semaphore):
+    board = Board()
+    child = Child(_publish, semaphore, board, 1)
+    board.until(1, 1)
+    child.signal(signal.SIGKILL)
+    child.wait()
+    semaphore.family.has_idle(False)
+    (row,) = semaphore.family.rows()
+    assert row.pid == os.getpid() and row.figures == Figures() and not row.has_idle
+
+
+def test_a_child_writes_its_own_row(semaphore):
+    family = semaphore.family
+    family.publish(Figures(in_use=1))
+    assert forked(lambda: family.publish(Figures(in_use=9)) and len(family.rows())) == 2
+    (row,) = family.rows()
+    assert row.figures == Figures(in_use=1)
+
+
+def test_without_a_row_left_nothing_is_shown(semaphore, monkeypatch):
+    monkeypatch.setattr("nimue.semaphore.members.MEMBERS", 0)
+    assert semaphore.family.publish(Figures()) is False
+    assert semaphore.family.listen() is None
+    assert semaphore.family.heard() == 0
+    semaphore.family.has_idle(True)
+    whole(semaphore, 6)
+
+
+def test_who_waits_asks_those_with_idle_connections(tmp_path):
+    semaphore, board = SharedSemaphore("s", 1, directory=tmp_path), Board()
+    family, held = semaphore.family, semaphore.acquire()
+    ear = family.listen()
+    assert ear is not None and family.listen() == ear
+    poll = select.poll()
+    poll.register(ear, select.POLLIN)
+    with Child(take_and_tell, semaphore, board) as child:
+        waiting(semaphore, 1)
+        assert not poll.poll(150) and family.heard() == 0  # nothing was offered
+        family.has_idle(True)
+        assert poll.poll(10000)
+        assert family.heard() >= 1
+        family.has_idle(False)
+        held.give_back()
+        child.result()
+    family.heard()
+    assert not poll.poll(0)
+
+
+def test_it_asks_as_many_as_its_threads_want_who_has_most_first(tmp_path):
+    semaphore, board = SharedSemaphore("s", 3, directory=tmp_path), Board()
+
+    def offer(number, idle):
+        family, held = semaphore.family, semaphore.acquire()
+        ear = family.listen()
+        family.publish(Figures(idle=idle))
+        family.has_idle(True)
+        board[number] = 1
+        assert select.select([ear], [], [], 15)[0]
+        board[10 + number] = 1
+        board.until(20, 1)
+        held.give_back()
+
+    children = [Child(offer, number, idle) for number, idle in enumerate((1, 9, 5))]
+    for number in range(3):
+        board.until(number, 1)
+    asking = [spawn(semaphore.acquire, 20)]
+    board.until(11, 1)
+    assert not board[10] and not board[12]
+    asking += [spawn(semaphore.acquire, 20), spawn(semaphore.acquire, 20)]
+    board.until(12, 1)
+    board.until(10, 1)
+    board[20] = 1
+    for each in asking:
+        each.result().give_back()
+    for child in children:
+        child.result()
+    whole(semaphore, 3)
+
+
+def test_a_wish_does_not_wake_its_own_process(tmp_path):
+    semaphore = SharedSemaphore("s", 1, directory=tmp_path)
+    held, family = semaphore.acquire(), semaphore.family
+    ear = family.listen()
+    family.has_idle(True)
+    assert semaphore.take(0.1) is None
+    assert not select.select([ear], [], [], 0)[0]
+    held.give_back()
+
+
+def test_pokes_do_not_swallow_wake_ups(tmp_path):
+    """A process that listens may wait as well: each has a mailbox of its own."""
+    semaphore, board = SharedSemaphore("s", 1, directory=tmp_path), Board()
+    held, family = semaphore.acquire(), semaphore.family
+    family.listen()
+    family.has_idle(True)
+    first = spawn(semaphore.acquire, 10)
+    threads_waiting(semaphore, 1)
+    with Child(take_and_tell, semaphore, board, expect_threads=True) as child:
+        until(family.heard)
+        held.give_back()
+        first.result().give_back()
+        child.result()
+
+
+def test_the_fair_share(tmp_path):
+    semaphore, board = SharedSemaphore("s", 6, directory=tmp_path), Board()
+    family = semaphore.family
+    assert family.fair_share() == 6
+    held = take_all(semaphore)
+    assert family.fair_share() == 6
+    children = []
+    for number, share in enumerate((3, 2, 1, 1, 1, 1, 1)):
+        children.append(Child(take_and_tell, semaphore, board, number))
+        waiting(semaphore, number + 1)
+        assert family.fair_share() == share
+    for child in children:
+        child.signal(signal.SIGKILL)
+        child.wait()
+    assert family.fair_share() == 6
+    while held:
+        held.pop().give_back()
+    board[9] = 0
+    with Child(hold_until_killed, semaphore, board, 9, 2) as child:
+        board.until(9, 1)
+        assert family.fair_share() == 6
+        with semaphore:
+            assert family.fair_share() == 3
+        child.signal(signal.SIGKILL)
+        child.wait()
+
+
+def test_generations_are_one_for_all(semaphore):
+    family = semaphore.family
+    assert family.generation == 0
+    assert family.renew() == 1
+
+    def renew():
+        return [semaphore.family.renew() for _ in range(50)]
+
+    children = [Child(renew) for _ in range(3)]
+    seen = [number for child in children for number in child.result()]
+    assert sorted(seen) == list(range(2, 152))
+    assert family.generation == 151
+
+
+def test_turns_to_connect(semaphore):
+    family = semaphore.family
+    mine = family.try_connecting(2)
+    assert mine is not None
+
+    def others():
+        turn = family.try_connecting(2)
+        assert turn is not None and family.try_connecting(2) is None
+        assert semaphore.snapshot().connecting == 2
+        mine.give_back()  # the parent's
+        third = family.try_connecting(3)
+        return third is not None and family.try_connecting(3) is None
+
+    assert forked(others)
+    second = family.try_connecting(2)
+    assert second is not None and family.try_connecting(2) is None
+    second.give_back()
+    second.give_back()
+    mine.give_back()
+    assert semaphore.snapshot().connecting == 0
+    taken = take_all(semaphore)
+    assert len(taken) == 6
+    third = family.try_connecting(1)
+    assert third is not None
+    for permit in (*taken, third):
+        permit.give_back()
+    with pytest.raises(NimueInvalidParameterValue):
+        family.try_connecting(0)
+
+
+def test_a_turn_comes_back_from_the_dead(semaphore):
+    board = Board()
+
+    def connect():
+        kept = semaphore.family.try_connecting(1)
+        board[0] = 1
+        time.sleep(60)
+        kept.give_back()
+
+    child = Child(connect)
+    board.until(0, 1)
+    assert semaphore.family.try_connecting(1) is None
+    child.signal(signal.SIGKILL)
+    child.wait()
+    turn = semaphore.family.try_connecting(1)
+    assert turn is not None
+    turn.give_back()
