@@ -15,9 +15,15 @@ from typing import TYPE_CHECKING, Any
 from nimue import fork, monitor, opener, report, upkeep
 from nimue.claims import is_held_locked, mend
 from nimue.connection import NimueConnection, Spare, lend
-from nimue.error import NimueError, NimueNoConnectionAvailable, NimuePoolTimeout
+from nimue.error import (
+    NimueError,
+    NimueNoConnectionAvailable,
+    NimuePoolTimeout,
+    inside_error,
+)
 from nimue.fork import door
 from nimue.waiters import Waiter
+from nimue.work import Stray
 
 if TYPE_CHECKING:
     from nimue.state import State
@@ -34,11 +40,14 @@ def acquire(
     """
     waiter = Waiter(monotonic())
     try:
+        if state.is_inside:
+            raise inside_error("acquire a connection")
         handle = None
         if patience == 0 or state.settings.max_waiting == 0:
             handle, stale = _look_for(state, stale), None
         if handle is None:
-            opener.start(state, state.ask(waiter, stale, waiter.since, patience != 0))
+            works, stale = state.ask(waiter, stale, waiter.since, patience != 0), None
+            opener.start(state, works)
             if waiter.wakes:
                 monitor.wake()
             if not door[0] and not fork.put_off(state.wake):
@@ -46,6 +55,10 @@ def acquire(
             handle = _await(state, waiter, patience)
         _sign(state, handle, frame)
     except BaseException as error:
+        if stale is not None:
+            state.post(Stray(state, stale[2], stale[2].since))
+        if state.is_inside:
+            raise
         # Whatever interrupts the wait, at whatever point: what the waiter was handed goes on to
         # the next in the queue.
         opener.start(state, state.withdraw(waiter, monotonic()))

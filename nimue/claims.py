@@ -10,12 +10,14 @@ from weakref import ref
 
 from nimue import opener, upkeep
 from nimue.connection import NimueConnection, reclaim
+from nimue.error import inside_error
+from nimue.work import Stray
 
 if TYPE_CHECKING:
     from nimue.connection import Spare
     from nimue.entry import Entry
     from nimue.state import State
-    from nimue.work import Stray, Work
+    from nimue.work import Work
 
 
 def take_locked(state: State, handle: NimueConnection) -> Entry | None:
@@ -36,6 +38,11 @@ def is_held_locked(spare: Spare) -> bool:
 def release(state: State, handle: NimueConnection, entry: Entry) -> None:
     """The long way of a release, in the caller's thread."""
     since = entry.since
+    if state.is_inside:
+        if reclaim(handle, entry):
+            entry.thread = 0
+            state.post(Stray(state, entry, since))
+        return
     try:
         with state.lock:
             if entry.state is not state or not reclaim(handle, entry):
@@ -49,6 +56,9 @@ def release(state: State, handle: NimueConnection, entry: Entry) -> None:
 
 def serve(state: State) -> None:
     """Give what has come to ``idle`` to those who wait, or close it if the pool is closed."""
+    if state.is_inside:
+        state.post(None)  # whose sweep does the same
+        return
     try:
         with state.lock:
             works = state.plan_locked(monotonic())
@@ -59,7 +69,13 @@ def serve(state: State) -> None:
 
 
 def detach(state: State, handle: NimueConnection, entry: Entry) -> bool:
-    """Let the connection go, open as it is, to whoever holds ``handle``; False if that is empty."""
+    """Let the connection go, open as it is, to whoever holds ``handle``; False if that is empty.
+
+    Raises:
+        NimueError: the call comes from a finalizer or a signal handler, at a bad moment.
+    """
+    if state.is_inside:
+        raise inside_error("detach a connection")
     try:
         with state.lock:
             if entry.state is not state or not reclaim(handle, entry):
@@ -90,6 +106,8 @@ def mend(state: State) -> None:
     The running thread is here and nowhere else, so whatever it answers for is in nobody's hands:
     that is closed, in the background. A second exception within this one leaves it undone.
     """
+    if state.is_inside:  # what this thread answers for is in the hands of its outer frames
+        return
     me = get_ident()
     with state.lock:
         state.waiters.deliver()
@@ -102,9 +120,18 @@ def mend(state: State) -> None:
                 works += state.condemn_locked(entry)
         works += state.plan_locked(monotonic())
     for entry in mine:
-        if entry.raw is None:
+        if entry.state is None:
             entry.give_back()
     opener.start(state, works)
+
+
+def bury(state: State, entry: Entry) -> None:
+    """Nothing more is to be tried: its close came to nothing, or it is not to be opened."""
+    with state.lock:
+        if entry.state is state:
+            state.death_locked(entry)
+    entry.give_back()
+    state.post(None)  # somebody may wait for its place
 
 
 def lost(state: State, watch: ref[NimueConnection]) -> Entry | None:
@@ -142,7 +169,7 @@ def stray(message: Stray) -> Entry | None:
         return entry
 
 
-def held_by(state: State, thread: int) -> list[Entry]:
-    """The entries whose holder took them in ``thread``."""
+def held_here(state: State) -> list[Entry]:
+    """The entries that the running thread took."""
     with state.lock:
-        return [entry for entry in state.entries if entry.thread == thread]
+        return [entry for entry in state.entries if entry.thread and entry.was_taken_here()]

@@ -147,13 +147,19 @@ class NimueConnection:
         if not door[0]:
             settle()
         entry = self._lease[0]
-        before = getattr(entry.raw, name, MISSING)
-        setattr(entry.raw, name, value)
-        if entry.state is not None:
-            if entry.changed is None:
-                entry.changed = {}
-            entry.changed.setdefault(name, before)
-            entry.soiled = True
+        if entry.state is None:
+            entry.raw.raw  # noqa: B018  (a Refusal raises)
+        # Noted first: what a signal handler cuts short half-way must be set back too.
+        entry.soiled = True
+        changed = entry.changed = entry.changed or {}
+        is_new = name not in changed
+        changed.setdefault(name, getattr(entry.raw, name, MISSING))
+        try:
+            setattr(entry.raw, name, value)
+        except Exception:
+            if is_new:
+                del changed[name]
+            raise
 
     def __enter__(self) -> NimueConnection:
         raw = self.raw
@@ -227,8 +233,9 @@ class NimueConnection:
         if entry.state is not None:
             driver = entry.state.driver
             if driver.close_cursors:
-                entry.cursors = entry.cursors or []
-                entry.cursors.append(ref(raw_cursor))
+                if entry.cursors is None:
+                    entry.cursors = set()
+                entry.cursors.add(ref(raw_cursor, entry.cursors.discard))
                 entry.soiled = True
             if driver.cursors_speak:
                 # Other threads' locals are finalised in a child before anybody can sever anything.

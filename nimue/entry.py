@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from types import CodeType
+from _thread import get_ident
+from sys import _getframe
+from types import CodeType, FrameType
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
 from nimue.fork import door
+from nimue.process import is_main_thread
 
 if TYPE_CHECKING:
     from traceback import StackSummary
@@ -83,7 +86,7 @@ class Entry:
         self.leaked = False
         #: What the holder set on the connection, with the values from before.
         self.changed: dict[str, Any] | None = None
-        self.cursors: list[ref[Any]] | None = None
+        self.cursors: set[ref[Any]] | None = None
         #: The driver's cursors, for as long as the holder has theirs; see ``let_go``.
         self.kept: dict[ref[Any], Any] | None = None
         #: Posts itself to the monitor when the handle that holds this entry is dropped.
@@ -113,6 +116,19 @@ class Entry:
         """The holder has dropped a cursor. In a child, where the door is shut, it is kept."""
         if self.kept is not None and door[0]:
             self.kept.pop(cursor, None)
+
+    def was_taken_here(self) -> bool:
+        """Whether the running thread took it, as far as that can be known.
+
+        The number of a thread that has ended goes to a new one. So, but for the main thread, the
+        function that took it must still be running here.
+        """
+        if self.thread != get_ident():
+            return False
+        frame: FrameType | None = _getframe()
+        while frame is not None and frame.f_code is not self.code:
+            frame = frame.f_back
+        return frame is not None or is_main_thread()
 
     def place(self) -> str:
         """Where the holder took it, as ``file:line``."""

@@ -71,6 +71,13 @@ class NimueConnectionClosed(NimueError):
     """A connection was used after its ``close()``; the driver's own ``InterfaceError`` as well."""
 
 
+def inside_error(deed: str) -> NimueError:
+    return NimueError(
+        f"a finalizer or a signal handler cannot {deed} while its own thread is in the middle of a "
+        "decision about the same pool"
+    )
+
+
 def closed_error(driver_error: type[Exception]) -> Exception:
     """What a returned connection raises: an error of ours that is the driver's own as well."""
     kind = _closed_kinds.get(driver_error)

@@ -163,7 +163,7 @@ _settling = (0, 0)
 _members: list[ref[Any]] = []
 #: Whoever finds itself in a new child first brings the lock under which the child is settled. The
 #: key holds the parent's epoch: no ancestor of this process can have made the same.
-_settlers: dict[tuple[int, int], threading.Lock] = {}
+_settlers: dict[tuple[int, int], AbstractContextManager[bool]] = {}
 
 
 def gate() -> Passage:
@@ -209,7 +209,7 @@ def settle() -> None:
     # inherited lock to agree on who is first.
     here = _here
     epoch = here.epoch if here.pid != me[0] else here.epoch - 1
-    lock = _settlers.setdefault((epoch, me[0]), threading.Lock())
+    lock = _settlers.setdefault((epoch, me[0]), threading.RLock())
     with lock:
         if _settled_in != me[0]:
             _become_child(me[1] if forked_here(me[1]) else None)
@@ -260,9 +260,10 @@ def _after_in_parent() -> None:
     if _here.pid != os.getpid():
         return
     heirs, _here.heirs = _here.heirs, None
+    calls = _here.gate.open()
     for member in heirs or ():
         member.fork_is_over()
-    for call in _here.gate.open():
+    for call in calls:
         call()
 
 

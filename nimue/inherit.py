@@ -73,10 +73,10 @@ def before_fork(state: State, deadline: float) -> bool:
     while (crew := _others(state)) and not state.waiters and time.monotonic() < deadline:
         await_end(crew, deadline)
         state.crew -= set(crew).difference(still_here(crew))
-    if state.waiters:
+    if state.waiters or state.leavers:
         fork.put_off(state.wake)
     # A signal handler may fork while its own thread is inside this lock.
-    if not state.lock.acquire(timeout=max(0.01, deadline - time.monotonic())):
+    if state.is_inside or not state.lock.acquire(timeout=max(0.01, deadline - time.monotonic())):
         return True
     try:
         in_use = len(state.entries) > len(state.idle) or state.waiters
@@ -110,7 +110,6 @@ def sever_in_child(state: State, forker: int | None) -> None:
     here = os.getpid()
     if here in (state.pid, state.severed_in):
         return
-    state.severed_in = here
     bequest = state.bequest = state.bequest or Bequest(state)
     bequest.sever()
     # From now on the figures of this state are those that the next one begins with.
@@ -121,6 +120,7 @@ def sever_in_child(state: State, forker: int | None) -> None:
         mine = (
             forker is not None
             and entry.thread == forker
+            and entry.was_taken_here()
             and not entry.caller
             and entry not in state.checking
             and entry not in state.closing
@@ -128,6 +128,7 @@ def sever_in_child(state: State, forker: int | None) -> None:
         _part_with(state, entry, mine and bool(is_severed))
     if not all(bequest.severed):
         _part_with_idle(state, bequest)
+    state.severed_in = here  # last: what is cut short is done again
 
 
 def settle_in_child(state: State, forker: int | None) -> None:

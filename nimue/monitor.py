@@ -7,6 +7,7 @@ sweep finds to do is done by the opener's threads.
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from _queue import Empty, SimpleQueue
@@ -37,10 +38,14 @@ class Inbox:
         try:
             self._messages.put(message)
         finally:  # an interrupt in between must not leave it there unheard of
-            try:
-                self._bell.release()
-            except RuntimeError:  # it has rung already
-                pass
+            self.ring()
+
+    def ring(self) -> None:
+        """Have whoever listens look again."""
+        try:
+            self._bell.release()
+        except RuntimeError:  # it has rung already
+            pass
 
     def get(self, wait: float) -> Any:
         """The next message; a wake-up call if none comes within so many seconds, or sooner."""
@@ -64,6 +69,7 @@ class Monitor:
     """
 
     def __init__(self) -> None:
+        self.pid = os.getpid()
         self._lock = threading.RLock()
         #: Finalizers post here: the watch of a handle that was dropped, the state of a lost pool.
         self.inbox = Inbox()
@@ -101,7 +107,7 @@ class Monitor:
         with self._lock:
             self._retire()
             former = list(self._former)
-        self.inbox.put(_WAKE)
+        self.inbox.ring()
         await_end(former, deadline)
         with self._lock:
             self._former = [thread for thread in self._former if not is_gone(thread)]
@@ -182,8 +188,9 @@ class _Hook:
 
     def settle_in_child(self, forker: int | None) -> None:
         global here
-        leave_behind_threads()
-        here = Monitor()
+        if here.pid != os.getpid():  # else this comes again, after it was cut short
+            leave_behind_threads()
+            here = Monitor()
 
 
 here = Monitor()
@@ -193,4 +200,4 @@ fork.join(_hook)
 
 def wake() -> None:
     """Have the monitor look again: something it planned for has changed."""
-    here.inbox.put(_WAKE)
+    here.inbox.ring()

@@ -57,7 +57,7 @@ def run(state: State, works: list[Work]) -> None:
 
 
 def _labour(state: State, work: Work | None, planner: int) -> None:
-    from nimue.claims import mend
+    from nimue.claims import bury, mend
 
     while work is not None:
         if work.entry is not None and not state.take_over(work.entry, planner):
@@ -68,6 +68,8 @@ def _labour(state: State, work: Work | None, planner: int) -> None:
         except BaseException:
             # Of the user's code or the driver's; there is nobody to tell but the log.
             logger.exception("pool %r: %s failed", state.name, work.task.value)
+            if work.task is Task.CLOSE and work.entry is not None:
+                bury(state, work.entry)
             mend(state)
             works = []
         work = works.pop() if works else None
@@ -75,11 +77,13 @@ def _labour(state: State, work: Work | None, planner: int) -> None:
 
 
 def _do(state: State, work: Work) -> list[Work]:
+    from nimue.claims import bury
+
     if work.entry is None:
         return _patrol(state)
     if work.task is Task.CONNECT:
         if fork.is_near() and not state.waiters:
-            state.forgo(work.entry)
+            bury(state, work.entry)
             return []
         return upkeep.connect(state, work.entry)
     if work.task is Task.CHECK:

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 from weakref import getweakrefcount
 
-from nimue import claims, ending, monitor, opener, recipe, report, upkeep
+from nimue import claims, ending, fork, monitor, opener, recipe, report, upkeep
 from nimue.acquire import Borrowing, acquire
 from nimue.callback import HealthCheck, healthcheck_callback_std
 from nimue.connection import ALONE, Spare, make_spare
@@ -24,6 +24,7 @@ from nimue.settings import POOLMIN, Settings, check_timeout, poolmin_beside, ref
 from nimue.state import State
 from nimue.stats import NimueConnectionPoolStats
 from nimue.waiters import Waiter
+from nimue.work import Stray
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -206,9 +207,9 @@ class NimueConnectionPool(Parameters):
             except IndexError:
                 pass
             else:
-                now = monotonic()
-                if now - entry.since < state.fresh_for:
-                    try:
+                try:
+                    now = monotonic()
+                    if now - entry.since < state.fresh_for:
                         entry.since = now  # before the handle is looked at: see claims.stray
                         known = getrefcount(handle) != ALONE or getweakrefcount(handle) != 1
                         if not known or len(lease) == 1:
@@ -228,10 +229,10 @@ class NimueConnectionPool(Parameters):
                             entry.thread = get_ident()
                             lease.insert(0, entry)
                             return handle
-                    except BaseException:  # out of a signal handler
-                        state.rescue(entry, entry.since)
-                        raise
-                stale = (handle, lease, entry)
+                    stale = (handle, lease, entry)
+                except BaseException:  # out of a signal handler
+                    state.rescue(entry, entry.since)
+                    raise
         return acquire(state, stale, _patience(state, stale, blocking, timeout), _getframe(1))
 
     def connection(self, timeout: float | None = DEFAULT) -> Borrowing:
@@ -315,7 +316,10 @@ class NimueConnectionPool(Parameters):
         check_timeout(timeout)
         settle()
         state = self._state
-        mine = claims.held_by(state, get_ident())
+        if state.is_inside:
+            state.post(state)  # the monitor closes it, as one that is lost
+            return
+        mine = claims.held_here(state)
         leaver = Waiter(monotonic())
         claims.carry_out(state, lambda: ending.shut(state, leaver, len(mine)))
         if mine:
@@ -325,7 +329,7 @@ class NimueConnectionPool(Parameters):
                 len(mine),
                 mine[0].place(),
             )
-        if state.entries:
+        if state.entries and not fork.put_off(state.wake):
             monitor.here.ensure()  # it is who hears of a borrower that drops its handle
         _await(state, leaver, timeout)
         monitor.wake()
@@ -374,10 +378,9 @@ def _patience(
     Here, where it matters, a ``blocking`` is refused that is neither yes nor no: it is a timeout,
     most likely.
     """
-    if blocking not in (True, False):
+    if not isinstance(blocking, int) or blocking not in (0, 1):
         if stale is not None:
-            state.idle.append(stale)
-            state.serve()
+            state.post(Stray(state, stale[2], stale[2].since))
         raise refuse("blocking", blocking, "True or False (seconds go to timeout)")
     if not blocking:
         return 0.0

@@ -143,6 +143,11 @@ def forked_here(thread: int) -> bool:
     )
 
 
+def is_main_thread() -> bool:
+    """Whether this is the one thread whose number no other thread of the process can have had."""
+    return threading.current_thread() is threading.main_thread()
+
+
 def is_gone(thread: threading.Thread) -> bool:
     """Whether ``thread`` has ended, for the kernel too.
 
@@ -191,7 +196,7 @@ def leave_behind_threads() -> None:
 
 
 def still_here(threads: Iterable[threading.Thread]) -> list[threading.Thread]:
-    """Those of ``threads`` that are not gone, be it that they have not started."""
+    """Those of ``threads`` that are not gone; started or not."""
     threads = list(threads)
     if len(threads) < 2:
         return [thread for thread in threads if not is_gone(thread)]

@@ -58,7 +58,7 @@ def shortage(state: State, now: float) -> str:
         held = _held_locked(state)
         total, waiting = len(state.entries), len(state.waiters)
         facts = [_fact(entry, now) for entry in held[:NAMED]]
-        mine = [entry for entry in held if entry.thread == threading.get_ident()]
+        mine = [entry for entry in held if entry.was_taken_here()]
         under_way = len(state.connecting) + len(state.checking) + len(state.closing)
     if total >= settings.poolmax:
         text = f"all {total} connections of poolmax={settings.poolmax} are taken"
@@ -76,9 +76,8 @@ def shortage(state: State, now: float) -> str:
 
 def outstanding(state: State, now: float) -> str:
     """How many connections other threads have still, and who has held them longest."""
-    me = threading.get_ident()
     with state.lock:
-        held = [entry for entry in _held_locked(state) if entry.thread != me]
+        held = [entry for entry in _held_locked(state) if not entry.was_taken_here()]
         facts = [_fact(entry, now) for entry in held[:NAMED]]
     return f"{len(held)} of its connections are still out{_longest(facts)}"
 

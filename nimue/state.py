@@ -34,9 +34,8 @@ class State:
     ``lock`` guards all of it, but for the short ways of acquire and release, which pop from
     ``idle`` and append to it without; see there. A release looks whether all is ``calm`` after it
     has appended; a waiter joins, ends the calm, and then looks at ``idle``: one of the two sees the
-    other. Under
-    the lock there is no input or output, no logging, no code of the user's or the driver's, and no
-    other lock: methods decide, change the tables and return the work to do; the caller has it done.
+    other. Under the lock there is no input or output, no logging, no code of the user's or the
+    driver's, and no other lock: methods decide, change the tables and return the work to do.
 
         entries == connecting + checking + closing + idle + in mailboxes + with holders
         len(entries) <= poolmax, but for those above it when poolmax was lowered
@@ -59,7 +58,8 @@ class State:
         self, name: str, settings: Settings, driver: Driver | None, pool: NimueConnectionPool
     ) -> None:
         self.name, self.pid, self.pool = name, os.getpid(), ref(pool)
-        self.lock = threading.Lock()
+        # Reentrant only to tell: see `is_inside`.
+        self.lock = threading.RLock()
         self.entries: set[Entry] = set()
         self.connecting, self.checking, self.closing = set[Entry](), set[Entry](), set[Entry]()
         self.idle, self.waiters = Idle(), Waiters()
@@ -94,6 +94,15 @@ class State:
         self.apply(settings)
         fork.join(self)
         goodbye.remember(self)
+
+    @property
+    def is_inside(self) -> bool:
+        """Whether the running thread is in the middle of a decision, in an outer frame.
+
+        A finalizer, as of an abandoned generator with a connection, runs wherever the collector
+        does. What it does must not go on with tables half changed: the monitor does it later.
+        """
+        return bool(self.lock._is_owned())  # type: ignore[attr-defined]
 
     def look_at_logging(self) -> None:
         """Not in a child before it is itself: logging has locks of its own."""
@@ -288,6 +297,8 @@ class State:
     def returned(self, entry: Entry, fit: bool, now: float) -> list[Work]:
         """A release is done with ``entry``: it goes on, or, unfit, is to be closed."""
         with self.lock:
+            if entry not in self.checking:  # taken for a dead thread's, and closed
+                return []
             entry.thread = 0
             return self.settle_locked(entry, now) if fit else self.condemn_locked(entry)
 
@@ -310,11 +321,6 @@ class State:
         entry.watch = None
         self.refilling = True
         return [Work(Task.CLOSE, entry)]
-
-    def forgo(self, entry: Entry) -> None:
-        """Do not connect after all: a fork is near and nobody waits."""
-        with self.lock:
-            self.death_locked(entry)
 
     def settle_locked(self, entry: Entry, now: float) -> list[Work]:
         """Find the place of a fit entry that is in nobody's hands."""
@@ -346,6 +352,8 @@ class State:
 
     def pass_on(self, entry: Entry) -> bool:
         """A release without the lock hands over directly; False if nobody waits any more."""
+        if self.is_inside:
+            return False
         with self.lock:
             waiter = self.waiters.oldest()
             if waiter is not None:
@@ -363,7 +371,7 @@ class State:
         claims.release(self, handle, entry)
 
     def rescue(self, entry: Entry, since: float) -> None:
-        """A release was interrupted: have the monitor see whether the entry is lost."""
+        """An acquire or a release was cut short: the monitor sees whether the entry is lost."""
         self.post(Stray(self, entry, since))
         claims.mend(self)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from nimue.work import CHECK_STUCK, CONNECT_STUCK, Task, Work
@@ -27,6 +28,8 @@ def sweep(state: State, now: float) -> tuple[list[Work], float]:
     if cycle:
         state.look_at_logging()
     news, state.news = state.news, []
+    for message in news:
+        logger.info("pool %r: %s", state.name, message)
     with state.lock:
         if state.is_shut:
             return [], now + LEISURE
@@ -35,10 +38,9 @@ def sweep(state: State, now: float) -> tuple[list[Work], float]:
         leaks, leak_at = _leaks_locked(state, now)
         wake_at = min(state.next_cycle, leak_at, look_again_at_locked(state, now))
         state.next_look = wake_at
-    for message in news:
-        logger.info("pool %r: %s", state.name, message)
     for entry in leaks:
-        _report_leak(state, entry, now)
+        with suppress(Exception):  # a log's filter may raise, and the works must not be lost
+            _report_leak(state, entry, now)
     return works, wake_at
 
 
@@ -81,7 +83,8 @@ def _cycle_locked(state: State, now: float) -> list[Work]:
     idle = state.take_idle_where_locked(overdue)
     state.figures.cleaned_idle += len(idle)
     works += idle
-    state.refilling = True
+    # Not in a process that has never used the pool, as one that was sent a copy of it.
+    state.refilling = state.refilling or state.figures.births > 0
     if state.idle:
         works.append(Work(Task.PATROL))
     return works

@@ -202,7 +202,7 @@ def _make_fit(state: State, entry: Entry) -> bool:
 def _close_cursors(entry: Entry) -> None:
     entry.kept = None
     cursors, entry.cursors = entry.cursors, None
-    for reference in cursors or ():
+    for reference in list(cursors or ()):
         cursor = reference()
         if cursor is not None:
             cursor.close()
@@ -230,15 +230,17 @@ def close_all(state: State, works: list[Work]) -> None:
     entries = [work.entry for work in works if work.entry is not None]
     if not entries:
         return
-    with fork.gate():
+    try:
+        with fork.gate():
+            for entry in entries:
+                _close(state, entry.raw)
+    finally:  # whatever a signal handler raised
         for entry in entries:
-            _close(state, entry.raw)
-    for entry in entries:
-        entry.give_back()
-    with state.lock:
-        for entry in entries:
-            state.death_locked(entry)
-        state.figures.closed += len(entries)
+            entry.give_back()
+        with state.lock:
+            for entry in entries:
+                state.death_locked(entry)
+            state.figures.closed += len(entries)
     logger.info("pool %r: closed %d idle connections before a fork", state.name, len(entries))
 
 

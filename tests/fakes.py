@@ -219,6 +219,16 @@ def spawn(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Spawned:
     return Spawned(fn, args, kwargs)
 
 
+def is_locked(state: Any) -> bool:
+    """Whether any thread holds the pool's lock."""
+    if state.is_inside:
+        return True
+    if state.lock.acquire(False):
+        state.lock.release()
+        return False
+    return True
+
+
 def ctrl_c_when(predicate: Callable[[], Any]) -> Spawned:
     """Send SIGINT to the main thread as soon as ``predicate()`` is true.
 

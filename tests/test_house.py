@@ -40,7 +40,9 @@ LOCKS = {"state": 1, "fork": 4, "monitor": 2, "waiters": 1} | {
 LOCK_NAMES = {"Lock", "RLock", "Condition", "Semaphore", "BoundedSemaphore", "Event", "Barrier"}
 
 #: The doors, and those who write down in which process they are.
-KNOW_THE_PROCESS = {"fork", "process", "goodbye", "inherit", "ending", "state", "pool"}
+KNOW_THE_PROCESS = {"fork", "process", "goodbye", "inherit", "ending", "state", "pool"} | {
+    "monitor"
+}
 
 FOREIGN = {"psycopg2", "psycopg", "pg8000", "pymysql", "MySQLdb", "sqlite3"} | {
     "psutil",

@@ -646,9 +646,9 @@ def test_exceptions_rain_on_threads_that_share_a_pool(
 class Meanwhile(Blow):
     """Does something at the n-th point from now, if no lock is held there; see ``Blow``."""
 
-    def __init__(self, deed: Callable[[], None], lock: threading.Lock) -> None:
+    def __init__(self, deed: Callable[[], None], state: Any) -> None:
         super().__init__("opcodes", 0, AssertionError)
-        self._deed, self._lock = deed, lock
+        self._deed, self._state = deed, state
 
     def come_at(self, n: int) -> None:
         self._left = n
@@ -658,7 +658,7 @@ class Meanwhile(Blow):
         if self._left == 0:
             self.landed = frame.f_code.co_name
             sys.settrace(None)
-            if not self._lock.locked():
+            if not self._state.is_inside:
                 self._deed()
 
 
@@ -672,7 +672,7 @@ def test_what_is_taken_for_lost_while_it_is_acquired_is_in_one_hand(
     (entry,) = state.entries
     hits = 0
     for n in range(1, 10_000):
-        with Meanwhile(lambda: lost.receive(message), state.lock) as meanwhile:  # noqa: B023
+        with Meanwhile(lambda: lost.receive(message), state) as meanwhile:  # noqa: B023
             # From Python 3.12 on, a function is traced by opcodes from its second call on.
             known: Any = pool.getconnection()
             known.close()

@@ -17,7 +17,7 @@ from nimue.callback import healthcheck_callback_std
 from nimue.sweep import sweep
 from tests import fakes
 from tests.children import in_script
-from tests.fakes import FakeDriver, FakeServer, spawn, until
+from tests.fakes import FakeDriver, FakeServer, is_locked, spawn, until
 
 HOUR = 3600.0
 
@@ -296,7 +296,7 @@ class TestRounds:
             with server.hold("execute") as gate:
                 round_at(pool, time.monotonic() + 61)
                 gate.arrived(1)
-                assert not pool._state.lock.locked()
+                assert not is_locked(pool._state)
                 stats = pool.poolstats()
                 assert (stats.checking, stats.poolfree) == (1, 2)
                 pool.poolmax = 3

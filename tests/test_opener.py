@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from nimue import NimueConnectionPool, NimueNoConnectionAvailable, NimuePoolTimeout
-from tests.fakes import Call, FakeDriver, FakeServer, OperationalError, spawn, until
+from tests.fakes import Call, FakeDriver, FakeServer, OperationalError, is_locked, spawn, until
 
 LONG = 60.0
 
@@ -306,7 +306,7 @@ class TestChecks:
     def test_not_under_the_lock(self, server: FakeServer) -> None:
         with make(server, poolmin=1) as pool:
             seen: list[bool] = []
-            server.hold("execute", when=lambda call: seen.append(pool._state.lock.locked()))
+            server.hold("execute", when=lambda call: seen.append(is_locked(pool._state)))
             make_stale(pool)
             take(pool)
             assert seen == [False]

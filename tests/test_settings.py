@@ -19,7 +19,7 @@ from nimue import (
     NimuePoolTimeout,
 )
 from nimue.drivers import Driver
-from tests.fakes import FakeDriver, FakeServer, spawn
+from tests.fakes import FakeDriver, FakeServer, spawn, until
 
 SECONDS = "seconds"
 CALLABLE = "callable"
@@ -376,7 +376,7 @@ def test_a_timeout_in_the_place_of_blocking(server: FakeServer, value: Any, idle
             "blocking must be True or False (seconds go to timeout)"
         )
         assert str(caught.value).endswith(f", not {value!r}")
-        assert (pool.poolstats().poolfree, server.opened) == (idle, idle)
+        until(lambda: (pool.poolstats().poolfree, server.opened) == (idle, idle))
         for flag in (1, 0, True, False):
             pool.getconnection(1).close()
             pool.getconnection(flag).close()
