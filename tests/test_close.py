@@ -8,6 +8,7 @@ import os
 import sys
 import threading
 import time
+from _thread import get_ident
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import pytest
 
 from nimue import NimueConnectionPool, NimuePoolClosedError
 from tests import fakes, servers
-from tests.children import in_script
+from tests.children import forked, in_script
 from tests.fakes import FakeDriver, FakeServer, ctrl_c_when, spawn, until
 
 #: A bound that no working close() comes near.
@@ -314,6 +315,29 @@ class TestClose:
         closer = spawn(pool.close)
         until(lambda: pool._state.leavers)
         holding.clear()
+        closer.result()
+        assert server.open == 0
+
+    def test_a_fork_leaves_somebody_to_hear_of_a_dropped_handle(self, server: FakeServer) -> None:
+        pool = make(server)
+        holding = [pool.getconnection()]
+        closer = spawn(pool.close)
+        until(lambda: pool._state.leavers)
+        forked(os.getpid, expect_threads=True)
+        holding.clear()
+        closer.result()
+        assert server.open == 0
+
+    def test_waits_for_what_a_thread_took_whose_number_is_its_own_now(
+        self, server: FakeServer
+    ) -> None:
+        """Who closes is not taken for the holder because it has an ended thread's number."""
+        pool = make(server)
+        conn = spawn(lambda: pool.getconnection()).result()
+        (entry,) = (entry for entry in pool._state.entries if entry.thread)
+        closer = spawn(lambda: (setattr(entry, "thread", get_ident()), pool.close()))
+        until(lambda: pool._state.leavers)
+        conn.close()
         closer.result()
         assert server.open == 0
 

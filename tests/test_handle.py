@@ -802,3 +802,18 @@ def _drop_one(leak_timeout: float | None = None) -> list[tuple[str, str, str, in
     warnings.showwarning = show
     server.verify()
     return told
+
+
+def test_cursors_long_gone_are_not_kept(server: FakeServer) -> None:
+    """Of a loan that runs for ever, with a driver whose open cursors a release has to close."""
+    driver = FakeDriver(close_cursors=True)
+    with NimueConnectionPool(server.connect, poolmin=1, poolmax=1, driver=driver) as pool:
+        conn = pool.getconnection()
+        (entry,) = pool._state.entries
+        kept = conn.cursor()
+        for _ in range(1000):
+            conn.cursor().execute("SELECT 1")
+        assert entry.cursors is not None and len(entry.cursors) <= 2
+        raw = kept.raw
+        conn.close()
+        assert raw.closed

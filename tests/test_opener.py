@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import threading
 import time
 from typing import Any
@@ -382,3 +384,39 @@ def test_a_failed_connect_thread_is_told_by_name(server: FakeServer) -> None:
     with make(server) as pool:
         take(pool)
     assert [call.thread for call in seen] == ["nimue-connect"]
+
+
+def test_a_log_that_fails_at_each_close_costs_one_thread(
+    server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What raises after a close is not tried again for ever, and the place is free."""
+    started = []
+    start = threading.Thread.start
+
+    def counted(thread: threading.Thread) -> None:
+        started.append(thread.name)
+        start(thread)
+
+    def refuse(record: logging.LogRecord) -> bool:
+        if str(record.msg).startswith("pool %r: closed"):
+            raise OSError("the log is full")
+        return True
+
+    logger = logging.getLogger("nimue")
+    monkeypatch.setattr(threading.Thread, "start", counted)
+    monkeypatch.setattr(logger, "level", logging.INFO)
+    logger.addFilter(refuse)
+    try:
+        pool = make(server, poolmin=1, poolmax=1)
+        server.kill_all()
+        conn = pool.getconnection(timeout=0)
+        with pytest.raises(OperationalError):
+            conn.cursor().execute("SELECT 1")
+        with contextlib.suppress(OSError):
+            conn.close()
+        pool.getconnection(timeout=LONG).close()
+        until(lambda: pool.poolstats().checking == 0)
+        assert started.count("nimue-close") <= 2
+    finally:
+        logger.removeFilter(refuse)
+    pool.close()

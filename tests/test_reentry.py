@@ -1,0 +1,120 @@
+"""A finalizer, or a signal handler, that uses the pool while its own thread is inside the pool.
+
+The collector runs wherever something is allocated, so also in the middle of a decision: what it
+finalises may be a generator that was abandoned inside ``with pool.connection()``. Nothing of that
+may wait for the lock that its own thread holds, nor change the tables under its feet.
+"""
+
+from __future__ import annotations
+
+import gc
+import threading
+from typing import Any
+
+import pytest
+
+from nimue import NimueConnectionPool, NimueError, NimuePoolClosedError
+from tests.fakes import FakeDriver, FakeServer, spawn, until
+
+
+def make(server: FakeServer, **settings: Any) -> NimueConnectionPool:
+    settings = {"poolmin": 1, "poolmax": 1, "healthcheck_idle": 1000.0, **settings}
+    return NimueConnectionPool(server.connect, driver=FakeDriver(), **settings)
+
+
+@pytest.mark.parametrize("dirty", [False, True])
+@pytest.mark.parametrize("waits", [False, True])
+def test_a_connection_is_closed_inside(server: FakeServer, dirty: bool, waits: bool) -> None:
+    with make(server) as pool:
+        conn = pool.getconnection()
+        if dirty:
+            conn.cursor().execute("INSERT")
+        asking = spawn(pool.getconnection) if waits else None
+        until(lambda: len(pool._state.waiters) == waits)
+        with pool._state.lock:
+            conn.close()
+            with pytest.raises(Exception, match="returned"):
+                conn.cursor()
+        if asking is not None:
+            asking.result().close()
+        until(lambda: pool.poolstats().poolfree == 1)
+        assert not pool._state.idle[0][2].raw.in_transaction
+        assert pool.poolstats().lost == 0
+
+
+def test_a_generator_is_abandoned_inside(server: FakeServer) -> None:
+    """Many times, so that the collector comes at all kinds of places."""
+
+    def rows(pool: NimueConnectionPool) -> Any:
+        with pool.connection() as conn:
+            conn.cursor().execute("INSERT")
+            yield conn
+
+    def abandon() -> None:
+        for _ in range(3000):
+            generator = rows(pool)
+            next(generator)
+            cycle = [generator]
+            cycle.append(cycle)  # type: ignore[arg-type]
+            del generator, cycle
+
+    server.allow.add("threads")
+    before = gc.get_threshold()
+    with make(server, poolmax=4) as pool:
+        gc.set_threshold(7, 2, 2)
+        try:
+            spawn(abandon).result(60)
+        finally:
+            gc.set_threshold(*before)
+            gc.collect()
+        until(lambda: pool.poolstats().poolused == 0)
+
+
+def test_who_acquires_inside_is_told(server: FakeServer) -> None:
+    with make(server) as pool:
+        conn = pool.getconnection()
+        with pool._state.lock:
+            with pytest.raises(NimueError, match="cannot acquire a connection while its own"):
+                pool.getconnection(timeout=1)
+            with pytest.raises(NimueError, match="cannot detach a connection while its own"):
+                conn.detach()
+        conn.close()
+        assert pool.poolstats().waiting == 0
+        pool.getconnection().close()
+
+
+def test_what_is_stale_goes_back(server: FakeServer) -> None:
+    with make(server, healthcheck_idle=0) as pool:
+        with pool._state.lock, pytest.raises(NimueError, match="cannot acquire"):
+            pool.getconnection(timeout=1)
+        until(lambda: pool.poolstats().poolfree == 1)
+        pool.getconnection().close()
+
+
+def test_the_pool_is_closed_inside(server: FakeServer) -> None:
+    pool = make(server)
+    pool.getconnection().close()
+    with pool._state.lock:
+        pool.close()
+    until(lambda: server.open == 0)
+    with pytest.raises(NimuePoolClosedError):
+        pool.getconnection(timeout=0)
+
+
+def test_another_thread_is_not_inside(server: FakeServer) -> None:
+    with make(server) as pool:
+        conn = pool.getconnection()
+        conn.cursor().execute("INSERT")
+        go_on = threading.Event()
+
+        def hold() -> None:
+            with pool._state.lock:
+                go_on.wait(10)
+
+        holding = spawn(hold)
+        until(lambda: not pool._state.lock.acquire(False) or pool._state.lock.release())
+        closing = spawn(conn.close)
+        go_on.set()
+        holding.result()
+        closing.result()
+        assert pool.poolstats().poolfree == 1
