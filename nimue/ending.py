@@ -53,6 +53,12 @@ def shut(state: State, leaver: Waiter, content: int = 0) -> list[Work]:
         return works
 
 
+def forget(state: State, leaver: Waiter) -> None:
+    """Nobody waits in that ``close()`` any more."""
+    with state.lock:
+        state.leavers = [each for each in state.leavers if each[1] is not leaver]
+
+
 def _retire_all(state: State) -> None:
     """With the lock, but for :func:`drop`."""
     for entry in list(state.entries):

@@ -64,14 +64,14 @@ class NimueConnectionPool(Parameters):
             ``poolmax``, whichever is less.
         poolmax: connections at most, per process.
         cleanup_interval: seconds between rounds of background checks.
-        idle_timeout: seconds after which a connection beyond ``poolmin`` is closed if unused.
+        idle_timeout: seconds after it was last taken, a connection beyond ``poolmin`` is closed.
         healthcheck_on_getconnection: check a connection before it is given out.
         healthcheck_callback: the check, see :mod:`nimue.callback`.
         name: what the pool is called in logs; a pickled pool is rebuilt once per name.
         timeout: seconds that ``getconnection`` waits by default; None waits for ever.
         max_waiting: more waiting threads than this are refused at once; None for no limit.
         max_lifetime: seconds after which a connection is replaced, up to a tenth earlier.
-        healthcheck_idle: seconds; a connection used within them is given out unchecked.
+        healthcheck_idle: a connection last taken within so many seconds is not checked again.
         leak_timeout: seconds after which a connection still out is reported, with its stack.
         max_connecting: ``connect()`` calls at once, per process.
         on_connect: called with each new connection of the driver's, to set up its session.
@@ -397,3 +397,4 @@ def _await(state: State, leaver: Waiter, timeout: float | None) -> None:
         now = monotonic()
         told = report.outstanding(state, now)
         logger.warning("pool %r: close() has waited %.1f s; %s", state.name, now - begun, told)
+    ending.forget(state, leaver)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Figures:
-    """What one pool has done in one process. Its lock guards them."""
+    """What one pool has done in one process. The pool's lock guards them."""
 
     __slots__ = (
         "births",

@@ -94,6 +94,8 @@ def _leaks_locked(state: State, now: float) -> tuple[list[Entry], float]:
     """Entries newly out for longer than ``leak_timeout``, and when to look again."""
     limit = state.settings.leak_timeout
     if limit is None:
+        for entry in state.entries:  # else a later report could show an older holder's stack
+            entry.stack = None
         return [], now + LEISURE
     leaks = []
     for entry in state.entries:

@@ -333,7 +333,7 @@ class TestClose:
     ) -> None:
         """Who closes is not taken for the holder because it has an ended thread's number."""
         pool = make(server)
-        conn = spawn(lambda: pool.getconnection()).result()
+        conn = spawn(lambda: pool.getconnection(timeout=SOON)).result()
         (entry,) = (entry for entry in pool._state.entries if entry.thread)
         closer = spawn(lambda: (setattr(entry, "thread", get_ident()), pool.close()))
         until(lambda: pool._state.leavers)
