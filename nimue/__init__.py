@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING, Any
 
 from nimue.connection import NimueConnection, NimueCursor
@@ -57,8 +56,6 @@ __all__ = [
     "SharedSemaphore",
 ]
 
-logging.getLogger("nimue").addHandler(logging.NullHandler())
-
 
 def __getattr__(name: str) -> Any:
     """What a pool without a shared limit has no use for is imported when it is asked for."""
@@ -66,4 +63,12 @@ def __getattr__(name: str) -> Any:
         from nimue.semaphore import SharedSemaphore
 
         return SharedSemaphore
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("nimue")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -185,7 +185,7 @@ class NimueConnection:
     def __repr__(self) -> str:
         entry = self._lease[0]
         if entry.state is None:
-            return "<NimueConnection: not usable here>"
+            return f"<NimueConnection: {'inherited' if entry.number else 'returned'}>"
         return f"<NimueConnection {entry.number} of pool {entry.state.name!r}>"
 
     def __reduce__(self) -> NoReturn:

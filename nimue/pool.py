@@ -133,7 +133,7 @@ class NimueConnectionPool(Parameters):
         ).checked()
         settings.check_poolinit()
         if totalmax is not None:
-            raise refuse("totalmax", totalmax, "None: there is no shared limit yet")
+            raise refuse("totalmax", totalmax, "None (there is no shared limit yet)")
         if name is not None and (not isinstance(name, str) or not name):
             raise refuse("name", name, "a non-empty string or None")
         if driver is not None and not isinstance(driver, Driver):

@@ -181,11 +181,8 @@ def _make_fit(state: State, entry: Entry) -> bool:
                 delattr(raw, name)
             else:
                 setattr(raw, name, value)
-        on_return = state.settings.on_return
-        if on_return is not None:
-            on_return(raw)
-            if driver.in_transaction(raw) is not False:
-                driver.reset(raw)
+        if not _call_on_return(state, raw):
+            return False
     except Exception as error:
         logger.info(
             "pool %r: %s could not be reset: %s",
@@ -197,6 +194,23 @@ def _make_fit(state: State, entry: Entry) -> bool:
     entry.changed = None
     entry.soiled = state.soil
     return not driver.is_closed(raw)
+
+
+def _call_on_return(state: State, raw: Any) -> bool:
+    """Let the user reset the session; False if that raised, which is a mistake of his."""
+    on_return = state.settings.on_return
+    if on_return is None:
+        return True
+    try:
+        on_return(raw)
+    except Exception as error:
+        if state.driver.is_disconnect(error):
+            raise
+        logger.exception("pool %r: on_return raised", state.name)
+        return False
+    if state.driver.in_transaction(raw) is not False:
+        state.driver.reset(raw)
+    return True
 
 
 def _close_cursors(entry: Entry) -> None:

@@ -14,7 +14,6 @@ import pytest
 from nimue import NimueConnectionPool, NimuePoolTimeout, opener
 from nimue.sweep import sweep
 from tests import fakes, servers
-from tests.children import in_script
 from tests.fakes import FakeDriver, FakeServer, spawn, until
 
 SECRET = "hunter2"
@@ -223,25 +222,20 @@ class TestSecrets:
         assert SECRET not in "".join(seen)
 
 
-class TestByDefault:
-    def test_nothing_on_stderr(self) -> None:
-        in_script(_provoke_everything)
+def test_an_on_return_that_raises_is_told_as_a_mistake(server: FakeServer, caplog: Any) -> None:
+    def on_return(raw: object) -> None:
+        raise ZeroDivisionError
+
+    with NimueConnectionPool(
+        server.connect, poolmin=1, poolmax=1, on_return=on_return, driver=FakeDriver()
+    ) as pool:
+        pool.getconnection().close()
+        until(lambda: server.opened == 2)
+    (record,) = [record for record in caplog.records if "on_return raised" in record.message]
+    assert record.levelno == logging.ERROR
+    assert record.exc_info
 
 
-def _provoke_everything() -> None:
-    def check(raw: Any, dbmodule: Any, logger: Any) -> bool:
-        if raw.serial == 2:
-            raise LookupError("mine")
-        return True
-
-    server = FakeServer()
-    pool = make(
-        server, poolmin=2, healthcheck_idle=0, leak_timeout=0.01, healthcheck_callback=check
-    )
-    conn = pool.getconnection(timeout=10)
-    until(lambda: any(entry.leaked for entry in pool._state.entries))
-    conn.close()
-    conn = pool.getconnection(timeout=10)
-    pool.close(timeout=0)
-    conn.close()
-    server.verify()
+def test_warnings_are_seen_where_nobody_has_set_logging_up() -> None:
+    """Python prints them to stderr, unless a library says that it need not."""
+    assert not logging.getLogger("nimue").handlers

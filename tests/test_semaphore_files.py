@@ -6,6 +6,7 @@ import os
 import struct
 import subprocess
 import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -347,3 +348,8 @@ def test_an_interrupted_or_failed_attach_leaves_no_descriptor(tmp_path, monkeypa
         with pytest.raises(NimueSemaphoreUnwritable):
             make(tmp_path)
     assert set(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_directory_whose_parent_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(NimueSemaphoreUnwritable, match="nowhere does not exist"):
+        SharedSemaphore("a", 1, directory=tmp_path / "nowhere" / "here")

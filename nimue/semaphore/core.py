@@ -245,5 +245,7 @@ def check_limit(limit: int) -> int:
         NimueInvalidParameterValue: it cannot.
     """
     if isinstance(limit, bool) or not isinstance(limit, int) or not 1 <= limit <= SLOTS:
-        raise NimueInvalidParameterValue(f"limit {limit!r} is not allowed: 1 to {SLOTS}")
+        raise NimueInvalidParameterValue(
+            f"limit must be a whole number from 1 to {SLOTS}, not {limit!r}"
+        )
     return limit

@@ -116,6 +116,10 @@ def open_directory(directory: str | os.PathLike[str] | None) -> str:
             os.mkdir(path, 0o700)
         except FileExistsError:
             pass
+        except FileNotFoundError as error:
+            raise NimueSemaphoreUnwritable(
+                f"directory {path} cannot be made: {os.path.dirname(path)} does not exist"
+            ) from error
         status = os.lstat(path)
     if not stat.S_ISDIR(status.st_mode):
         raise NimueSemaphoreUnsafe(f"{path} is not a directory (a symbolic link is not followed)")
