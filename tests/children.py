@@ -158,8 +158,20 @@ def become_subreaper() -> None:
 
 
 def c_fork() -> int:
-    # PyDLL and not CDLL: the child must not find the interpreter's lock held by nobody.
-    pid: int = ctypes.PyDLL(None, use_errno=True).fork()
+    """fork() by the C library, at a moment at which CPython survives it in the child.
+
+    A thread that has waited for the interpreter's lock for the switch interval asks for it; at a
+    fork then, the child hands it over at once and waits for ever for somebody to take it. So that
+    interval is long, and whoever waits already gets the lock before. PyDLL and not CDLL, for the
+    child must not find that lock held by nobody.
+    """
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(2.0)
+    try:
+        time.sleep(0.001)
+        pid: int = ctypes.PyDLL(None, use_errno=True).fork()
+    finally:
+        sys.setswitchinterval(interval)
     if pid < 0:
         raise OSError(ctypes.get_errno(), "fork")
     return pid
