@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 from nimue import opener
 from nimue.error import NimuePoolClosedError
-from nimue.waiters import Waiter
 
 if TYPE_CHECKING:
     from nimue.entry import Entry
     from nimue.state import State
+    from nimue.waiters import Waiter
     from nimue.work import Work
 
 #: Seconds that the end of the process is held up by goodbyes under way in other threads.
@@ -34,10 +34,10 @@ def renew(state: State) -> list[Work]:
         return state.take_idle_where_locked(_all)
 
 
-def shut(state: State, leaver: Waiter, content: int = 0) -> list[Work]:
+def shut(state: State, leaver: Waiter | None = None, content: int = 0) -> list[Work]:
     """Refuse new requests, wake who waits, and have what is idle closed.
 
-    ``leaver`` is woken when no more than ``content`` connections are with holders.
+    ``leaver``, if one waits, is woken when no more than ``content`` connections are with holders.
     """
     with state.lock:
         state.is_shut, state.calm = True, False
@@ -46,10 +46,11 @@ def shut(state: State, leaver: Waiter, content: int = 0) -> list[Work]:
             lambda: NimuePoolClosedError(f"pool {state.name!r} was closed during the wait")
         )
         works = state.take_idle_where_locked(_all)
-        if state.borrowed_locked() > content:
-            state.leavers.append((content, leaver))
-        else:
-            leaver.ring()
+        if leaver is not None:
+            if state.borrowed_locked() > content:
+                state.leavers.append((content, leaver))
+            else:
+                leaver.ring()
         return works
 
 
@@ -68,7 +69,7 @@ def _retire_all(state: State) -> None:
 
 def abandon(state: State) -> None:
     """The pool is gone: close what is idle, and the rest as it comes back."""
-    opener.start(state, shut(state, Waiter(0.0)))
+    opener.start(state, shut(state))
 
 
 def drop(state: State) -> None:
@@ -89,7 +90,7 @@ def say_goodbye(state: State) -> None:
     """The process ends. What is out cannot be waited for; what is being closed can, a moment."""
     if state.pid != os.getpid():
         return
-    opener.run(state, shut(state, Waiter(0.0)))
+    opener.run(state, shut(state))
     deadline = time.monotonic() + LAST_WAIT
     while state.closing and time.monotonic() < deadline:
         time.sleep(0.001)

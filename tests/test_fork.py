@@ -527,6 +527,20 @@ class TestEnds:
         handle.close()
         end(pool)
 
+    def test_nobody_waits_for_a_handle_of_a_pool_that_is_gone(self, server):
+        """So no monitor is started on its behalf when the fork is over."""
+        pool = make_pool(server)
+        handle, state = pool.getconnection(), pool._state
+        del pool
+        gc.collect()
+        until(lambda: state.is_shut)
+        with state.lock:  # the monitor is through with it
+            pass
+        forked(int)
+        assert "nimue-monitor" not in nimue_threads()
+        handle.close()
+        until(lambda: server.open == 0)
+
     def test_a_pool_that_is_gone_with_a_handle_out(self, socket_server):
         pool = make_pool(socket_server)
         handle = pool.getconnection()
