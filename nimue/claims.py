@@ -125,15 +125,6 @@ def mend(state: State) -> None:
     opener.start(state, works)
 
 
-def bury(state: State, entry: Entry) -> None:
-    """Nothing more is to be tried: its close came to nothing, or it is not to be opened."""
-    with state.lock:
-        if entry.state is state:
-            state.death_locked(entry)
-    entry.give_back()
-    state.post(None)  # somebody may wait for its place
-
-
 def lost(state: State, watch: ref[NimueConnection]) -> Entry | None:
     """The entry whose handle was dropped, if it was one of this pool's; now it is ``checking``."""
     with state.lock:

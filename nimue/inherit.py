@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from nimue import fork, upkeep
 from nimue.connection import Refusal
 from nimue.error import NimueError, NimueInheritedConnectionError
-from nimue.process import NO_SOCKET, await_end, immortalise, open_void, sever, still_here
+from nimue.process import NO_SOCKET, await_end, forget_gone, immortalise, open_void, sever
 
 if TYPE_CHECKING:
     from nimue.entry import Entry
@@ -72,7 +72,7 @@ def before_fork(state: State, deadline: float) -> bool:
     # One that ends may have started another for what follows from its work.
     while (crew := _others(state)) and not state.waiters and time.monotonic() < deadline:
         await_end(crew, deadline)
-        state.crew -= set(crew).difference(still_here(crew))
+        forget_gone(state.crew)
     if state.waiters or state.leavers:
         fork.put_off(state.wake)
     # A signal handler may fork while its own thread is inside this lock.
@@ -119,7 +119,6 @@ def sever_in_child(state: State, forker: int | None) -> None:
     for entry, is_severed in zip(bequest.entries[: bequest.out], bequest.severed, strict=False):
         mine = (
             forker is not None
-            and entry.thread == forker
             and entry.was_taken_here()
             and not entry.caller
             and entry not in state.checking

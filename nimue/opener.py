@@ -14,7 +14,6 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from nimue import fork, process, upkeep
-from nimue.process import still_here
 from nimue.sweep import next_suspect
 from nimue.work import Task, Work
 
@@ -32,8 +31,7 @@ def start(state: State, works: list[Work]) -> None:
     """Have all of it done in the background."""
     for work in works:
         if len(state.crew) > CROWD:
-            known = set(state.crew)
-            state.crew -= known.difference(still_here(known))
+            process.forget_gone(state.crew)
         thread = threading.Thread(
             target=_labour, args=(state, work, get_ident()), name=f"nimue-{work.task.value}"
         )
@@ -57,7 +55,7 @@ def run(state: State, works: list[Work]) -> None:
 
 
 def _labour(state: State, work: Work | None, planner: int) -> None:
-    from nimue.claims import bury, mend
+    from nimue.claims import mend
 
     while work is not None:
         if work.entry is not None and not state.take_over(work.entry, planner):
@@ -69,7 +67,7 @@ def _labour(state: State, work: Work | None, planner: int) -> None:
             # Of the user's code or the driver's; there is nobody to tell but the log.
             logger.exception("pool %r: %s failed", state.name, work.task.value)
             if work.task is Task.CLOSE and work.entry is not None:
-                bury(state, work.entry)
+                upkeep.bury(state, work.entry)
             mend(state)
             works = []
         work = works.pop() if works else None
@@ -77,13 +75,11 @@ def _labour(state: State, work: Work | None, planner: int) -> None:
 
 
 def _do(state: State, work: Work) -> list[Work]:
-    from nimue.claims import bury
-
     if work.entry is None:
         return _patrol(state)
     if work.task is Task.CONNECT:
         if fork.is_near() and not state.waiters:
-            bury(state, work.entry)
+            upkeep.bury(state, work.entry)
             return []
         return upkeep.connect(state, work.entry)
     if work.task is Task.CHECK:

@@ -211,6 +211,12 @@ def still_here(threads: Iterable[threading.Thread]) -> list[threading.Thread]:
     ]
 
 
+def forget_gone(threads: set[threading.Thread]) -> None:
+    """Keep those that are not gone, while others add more."""
+    known = set(threads)
+    threads -= known.difference(still_here(known))
+
+
 def await_end(threads: Iterable[threading.Thread], deadline: float) -> None:
     """Wait until these threads are gone, or until ``deadline``."""
     for thread in still_here(threads):

@@ -258,6 +258,15 @@ def close_all(state: State, works: list[Work]) -> None:
     logger.info("pool %r: closed %d idle connections before a fork", state.name, len(entries))
 
 
+def bury(state: State, entry: Entry) -> None:
+    """Nothing more is to be tried: its close came to nothing, or it is not to be opened."""
+    with state.lock:
+        if entry.state is state:
+            state.death_locked(entry)
+    entry.give_back()
+    state.post(None)  # somebody may wait for its place
+
+
 def label(state: State, entry: Entry) -> str:
     """What a connection is called in logs: our number, and the server's for the session."""
     try:
