@@ -43,6 +43,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import traceback
 import warnings
@@ -63,6 +64,7 @@ class _Harness:
 
     pipes: tuple[int, ...] = ()
     threads = 1
+    known: frozenset[threading.Thread] = frozenset()
     script = False
 
 
@@ -141,6 +143,7 @@ def _os_threads() -> int:
 def note_harness() -> None:
     """Remember the test runner's own pipes and threads: forked children must not speak on them."""
     _Harness.threads = max(1, _os_threads())
+    _Harness.known = frozenset(threading.enumerate())
     _Harness.pipes = tuple(filter(_is_pipe, map(int, os.listdir("/dev/fd"))))
 
 
@@ -177,7 +180,18 @@ def c_fork() -> int:
     return pid
 
 
+def _let_ended_threads_go() -> None:
+    """A thread that was joined is still counted for a moment: ``join`` returns before its end."""
+    deadline = time.monotonic() + 2
+    while time.monotonic() < deadline:
+        alive = len(set(threading.enumerate()) - _Harness.known)
+        if _os_threads() <= _Harness.threads + alive:
+            return
+        time.sleep(0.001)
+
+
 def _forking(expect_threads: bool) -> tuple[int, list[Any]]:
+    _let_ended_threads_go()
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
         pid = os.fork()

@@ -16,7 +16,7 @@ from tests.children import Child, forked
 from tests.fakes import spawn, until
 from tests.semaphores import (
     Board,
-    hold_until_killed,
+    give_all,
     take_all,
     take_and_tell,
     threads_waiting,
@@ -166,36 +166,129 @@ def test_pokes_do_not_swallow_wake_ups(tmp_path):
         child.result()
 
 
-def test_the_fair_share(tmp_path):
+def test_the_demand(tmp_path):
+    """Of those who wait, by the kernel's word; the share is of those who hold or wait."""
     semaphore, board = SharedSemaphore("s", 6, directory=tmp_path), Board()
     family = semaphore.family
-    assert family.fair_share() == 6
     held = take_all(semaphore)
-    assert family.fair_share() == 6
+    assert family.demand() is None
     children = []
-    for number, share in enumerate((3, 2, 1, 1, 1, 1, 1)):
+    for number, share in enumerate((3, 2, 2, 2, 1, 1, 1)):
         children.append(Child(take_and_tell, semaphore, board, number))
         waiting(semaphore, number + 1)
-        assert family.fair_share() == share
+        assert family.demand() == (number + 1, share, 0)
     for child in children:
         child.signal(signal.SIGKILL)
         child.wait()
-    assert family.fair_share() == 6
-    while held:
-        held.pop().give_back()
-    board[9] = 0
-    with Child(hold_until_killed, semaphore, board, 9, 2) as child:
-        board.until(9, 1)
-        assert family.fair_share() == 6
-        with semaphore:
-            assert family.fair_share() == 3
-        child.signal(signal.SIGKILL)
-        child.wait()
+    assert semaphore.others_waiting()
+    assert family.demand() is None
+    assert not semaphore.others_waiting()
+    give_all(held)
+
+
+def test_the_demand_of_one_that_holds_some_already(tmp_path):
+    semaphore, board = SharedSemaphore("s", 5, directory=tmp_path), Board()
+
+    def hold_two_want_more():
+        held = [semaphore.acquire(), semaphore.acquire()]
+        board[0] = 1
+        board.until(1, 1)
+        waits = [spawn(semaphore.take, 20) for _ in range(3)]
+        held += [each.result() for each in waits]
+        give_all(held)
+
+    with Child(hold_two_want_more) as child:
+        board.until(0, 1)
+        held = take_all(semaphore)
+        assert len(held) == 3 and semaphore.family.demand() is None
+        board[1] = 1
+        threads_waiting(semaphore, 3)
+        assert semaphore.family.demand() == (3, 3, 2)
+        give_all(held)
+        child.result()
+
+
+def test_a_limit_that_was_lowered_is_a_demand(tmp_path):
+    semaphore = SharedSemaphore("s", 5, directory=tmp_path)
+    held = take_all(semaphore)
+    semaphore.resize(3)
+    assert semaphore.family.demand() == (2, 3, 0)
+    held.pop().give_back()
+    assert semaphore.family.demand() == (1, 3, 0)
+    held.pop().give_back()
+    assert semaphore.family.demand() is None
+    give_all(held)
+
+
+def test_who_has_none_after_all_is_followed_by_the_next(tmp_path):
+    """The word that there is an idle connection may be old: the others are asked soon after."""
+    semaphore, board = SharedSemaphore("s", 2, directory=tmp_path), Board()
+
+    def offer(number, idle, has_none):
+        family, held = semaphore.family, semaphore.acquire()
+        ear = family.listen()
+        family.publish(Figures(idle=idle))
+        family.has_idle(True)
+        board[number] = 1
+        assert select.select([ear], [], [], 15)[0]
+        board[10 + number] = 1
+        if has_none:
+            board.until(20, 1)
+        held.give_back()
+
+    children = [Child(offer, 0, 9, True), Child(offer, 1, 1, False)]
+    for number in range(2):
+        board.until(number, 1)
+    permit = semaphore.acquire(20)
+    assert board[10] and board[11]
+    board[20] = 1
+    for child in children:
+        child.result()
+    permit.give_back()
+
+
+def test_news_wake_all_who_listen(semaphore):
+    board = Board()
+
+    def listen(number):
+        family = semaphore.family
+        poll = select.poll()
+        poll.register(family.listen(), select.POLLIN)
+        told = []
+        for what in range(2):
+            board[number] = what + 1
+            assert poll.poll(15000)
+            family.heard()
+            told.append(tuple(family.news))
+        return told
+
+    children = [Child(listen, number) for number in range(3)]
+    for what, tell in enumerate((semaphore.family.alarm, semaphore.family.renew)):
+        for number in range(3):
+            board.until(number, what + 1)
+        tell()
+    assert [child.result() for child in children] == [[(0, 1, 0), (1, 1, 0)]] * 3
+
+
+def test_a_refusal_asks_one_with_an_idle_connection(semaphore):
+    family = semaphore.family
+    with Child(_offer_one, semaphore) as child:
+        until(lambda: any(row.has_idle for row in family.rows()))
+        family.refused()
+        assert child.result() == 1
+
+
+def _offer_one(semaphore):
+    family = semaphore.family
+    ear = family.listen()
+    family.has_idle(True)
+    assert select.select([ear], [], [], 15)[0]
+    return family.news.refusals
 
 
 def test_generations_are_one_for_all(semaphore):
     family = semaphore.family
-    assert family.generation == 0
+    assert family.news.generation == 0
     assert family.renew() == 1
 
     def renew():
@@ -204,7 +297,7 @@ def test_generations_are_one_for_all(semaphore):
     children = [Child(renew) for _ in range(3)]
     seen = [number for child in children for number in child.result()]
     assert sorted(seen) == list(range(2, 152))
-    assert family.generation == 151
+    assert family.news.generation == 151
 
 
 def test_turns_to_connect(semaphore):

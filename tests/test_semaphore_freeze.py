@@ -94,7 +94,7 @@ def test_who_is_stopped_while_it_changes_the_limit_holds_up_no_release(tmp_path)
     assert time.monotonic() - started < 5
     # Still to be retired, by whoever gives back next.
     assert semaphore.excess == 1
-    generation = semaphore.family.generation
+    generation = semaphore.family.news.generation
     assert semaphore.family.renew() == generation + 1
     frozen.signal(signal.SIGKILL)
     frozen.wait()

@@ -81,11 +81,12 @@ if can_unshare():
             (waiter,) = semaphore.snapshot().waiters
             assert waiter.pid == 1 and waiter.is_elsewhere
             assert semaphore.others_wait()
+            assert semaphore.family.demand() == (1, 1, 0)
             held.give_back()
             assert process.stdout.readline().strip() == "1"
             (row,) = (row for row in semaphore.family.rows() if row.is_elsewhere)
             assert row.pid == 1 and row.command == ""
-            assert semaphore.family.fair_share() == 1
+            assert semaphore.family.demand() is None
         finally:
             process.kill()
             process.communicate()

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from nimue.error import NimueInvalidParameterValue
 from nimue.semaphore import change
-from nimue.semaphore.layout import IDLE, TURNS, Figures
-from nimue.semaphore.snapshot import Row, fair_share, read_rows
+from nimue.semaphore.demand import Demand, read_demand
+from nimue.semaphore.layout import IDLE, TURNS, Figures, News
+from nimue.semaphore.snapshot import Row, read_rows
 
 if TYPE_CHECKING:
     from nimue.semaphore.core import Core
@@ -44,9 +45,13 @@ class Family:
         """The rows of all living processes that show figures, or have waited."""
         return read_rows(self._mapped())
 
-    def fair_share(self) -> int:
-        """The limit divided by the number of processes that hold or wait, at least 1."""
-        return fair_share(self._mapped())
+    def demand(self) -> Demand | None:
+        """What the other processes want of this one; None if they want nothing.
+
+        Clears what the dead have left; see ``SharedSemaphore.others_waiting``, which costs less.
+        """
+        self._here()
+        return read_demand(self._mapped())
 
     # -- idle connections, and those who wish for one
 
@@ -59,10 +64,11 @@ class Family:
     def listen(self) -> int | None:
         """A descriptor that becomes readable when a process that waits asks for a connection.
 
-        Such a process asks as many of those who ``has_idle`` as it has threads that wait, once when
-        it begins to wait and again each time that it has waited in vain for a twentieth of a
-        second. Poll the descriptor, and call ``heard`` when it is readable; it is this process's
-        own, so a child calls ``listen`` again. None if all 256 rows are taken.
+        Such a process asks as many of those who ``has_idle`` as it has threads that wait, two
+        milliseconds later the next ones, and all over again each time that it has waited in vain
+        for a twentieth of a second. It becomes readable for ``call_all`` as well. Poll the
+        descriptor, and call ``heard`` when it is readable; it is this process's own, so a child
+        calls ``listen`` again. None if all 256 rows are taken.
         """
         presence = self._here()
         try:
@@ -75,22 +81,54 @@ class Family:
     def heard(self) -> int:
         """How many connections have been asked for since the last call. It does not wait.
 
-        A hint, which may count one wish twice: ``others_wait`` says whether any is left.
+        A hint, which may count one wish twice: ``demand`` says whether any is left.
         """
         ear = self._here().members.ear
         return 0 if ear is None else ear.drain()
 
-    # -- generations
+    def ask(self, wanted: int) -> None:
+        """Ask for so many connections, though no thread waits for a permit."""
+        presence = self._here()
+        try:
+            with presence.lock:
+                presence.queue.poke(wanted, set())
+        finally:
+            presence.settle()
+
+    # -- what concerns all
 
     @property
-    def generation(self) -> int:
-        """A number that all processes see; what was opened under a lower one is to be replaced."""
-        return self._mapped().map.generation
+    def news(self) -> News:
+        """Numbers that all processes see, and that change when something concerns them all."""
+        return self._mapped().map.news()
 
     def renew(self) -> int:
         """Begin a new generation, for all; returns its number."""
         self._here()
-        return change.renew(self._mapped())
+        generation = change.renew(self._mapped())
+        self._call_all()
+        return generation
+
+    def alarm(self) -> None:
+        """The server seems to be gone: let all check what they have."""
+        self._mapped().map.count_alarm()
+        self._call_all()
+
+    def refused(self) -> None:
+        """The server had no room for a connection that was permitted: ask for one to be closed."""
+        self._mapped().map.count_refusal()
+        self.ask(1)
+
+    def _call_all(self) -> None:
+        """Wake all who listen, so that they look at the news."""
+        presence = self._here()
+        try:
+            with presence.lock:
+                for member in presence.members.live():
+                    if member != presence.members.number:
+                        presence.members.pokes.send(member)
+        finally:
+            presence.settle()
 
     # -- turns to connect
 

@@ -23,6 +23,8 @@ may be stale or wrong without one permit too many or too few.
      28     u32          excess: slots in use above the limit, to be retired as they come back
      32     u64 u64      inode and device of the lock file that this map belongs to
      48     u64          generation
+     56     u64          alarms: how often a process has found its server gone
+     64     u64          refusals: how often the server had no room for a connection
      256    u8[256]      WAITS: 1 while threads of member k wait
      512    u8[1024]     HINTS: slot i is FREE, HELD or RETIRED
      1536   u8[256]      SUSPECT: member k did not take its turn (it may be stopped)
@@ -68,7 +70,7 @@ _FIGURE_ROW = struct.Struct("@16Q")
 
 _HEADER = {"version": 2, "byte order": 3, "slots": 5, "members": 6}
 _LIMIT, _EXCESS = 4, 7
-_INODE, _DEVICE, _GENERATION = 4, 5, 6
+_INODE, _DEVICE, _GENERATION, _ALARMS, _REFUSALS = 4, 5, 6, 7, 8
 
 
 class Figures(NamedTuple):
@@ -81,7 +83,7 @@ class Figures(NamedTuple):
     opened: int = 0
     failed: int = 0
     timeouts: int = 0
-    acquired: int = 0
+    closed: int = 0
     #: Time that threads have waited, in all.
     waited_ns: int = 0
     #: When the longest hold of those under way began, by the monotonic clock; 0 if nothing is out.
@@ -96,6 +98,17 @@ class Figures(NamedTuple):
     generation: int = 0
     #: When it told this, by the monotonic clock.
     told_ns: int = 0
+
+
+class News(NamedTuple):
+    """What concerns every process. Who finds a number changed since its last look acts upon it."""
+
+    #: Connections opened under a lower one are to be replaced.
+    generation: int
+    #: A process has found its server gone: the connections of the others should be checked.
+    alarms: int
+    #: The server had no room for a connection that was permitted.
+    refusals: int
 
 
 class MemberRow(NamedTuple):
@@ -149,6 +162,16 @@ class Map:
     @generation.setter
     def generation(self, generation: int) -> None:
         self._longs[_GENERATION] = generation
+
+    def news(self) -> News:
+        return News(*self._longs[_GENERATION : _REFUSALS + 1].tolist())
+
+    def count_alarm(self) -> None:
+        """Two processes that do it at once may count as one: either way there is a new number."""
+        self._longs[_ALARMS] += 1
+
+    def count_refusal(self) -> None:
+        self._longs[_REFUSALS] += 1
 
     def in_service(self) -> int:
         """How many slots are not retired."""

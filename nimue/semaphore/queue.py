@@ -109,12 +109,16 @@ class Queue:
     def suspect(self, member: int) -> None:
         self._map.bytes[SUSPECT + member] = 1
 
-    def poke(self, wanted: int) -> None:
-        """Ask so many of those with idle connections to give one up, who has most of them first."""
-        idle = [k for k in self._map.places(IDLE, IDLE_END, 1) if k != self._members.number]
-        for member in sorted(idle, key=lambda k: -self._map.figures(k).idle):
+    def poke(self, wanted: int, asked: set[int]) -> bool:
+        """Ask so many of those with idle connections to give one up, who has most of them first.
+
+        Not those that were ``asked`` before, which now grows; False if there are no others.
+        """
+        found = set(self._map.places(IDLE, IDLE_END, 1)) - asked - {self._members.number}
+        for member in sorted(found, key=lambda k: -self._map.figures(k).idle):
             if wanted <= 0:
-                return
-            if not self._members.is_live(member):
-                continue
-            wanted -= self._members.pokes.send(member)
+                break
+            asked.add(member)
+            if self._members.is_live(member):
+                wanted -= self._members.pokes.send(member)
+        return bool(found)

@@ -168,16 +168,3 @@ def read_rows(core: Core) -> list[Row]:
                 rows.append(Row(row.pid, row.started, command, has_idle, is_elsewhere, figures))
     return rows
 
-
-def fair_share(core: Core) -> int:
-    """The limit divided by the processes that hold or wait; at least 1."""
-    presence = core.current()
-    processes = set()
-    for slot in core.map.places(HINTS, HINTS_END, HELD):
-        row = core.map.slot(slot)
-        processes.add((row.pid, row.namespace))
-    for member in core.map.places(WAITS, WAITS + MEMBERS, 1):
-        if presence.members.is_live(member):
-            waiting = core.map.member(member)
-            processes.add((waiting.pid, waiting.namespace))
-    return max(1, core.map.limit // max(1, len(processes)))

@@ -18,6 +18,10 @@ LOOK_AGAIN = 0.05
 #: Seconds that a Ctrl-C which CPython has missed, or a leader that was cut short, can go unheard.
 NAP = 2.0
 
+#: Seconds that those asked for an idle connection have before the next ones are asked: the word
+#: that there is one may be old, for who takes it does not take that back at once.
+ASK_NEXT = 0.002
+
 #: So many times in a row must nothing have happened before a process overtakes the head.
 IDLE_ROUNDS = 2
 
@@ -74,7 +78,7 @@ class Wait:
         self._deadline = None if timeout is None else monotonic() + timeout
         self._idle_rounds = 0
         self._head: int | None = None
-        self._asked = False
+        self._asked: set[int] = set()
 
     def run(self, queued: bool) -> None:
         while self._waiter.permit is None:
@@ -108,17 +112,17 @@ class Wait:
                 if head != self._head:
                     self._head, self._idle_rounds = head, 0
                 presence.watch.choose_locked(head)
-                if not self._asked or self._idle_rounds:
-                    presence.queue.poke(len(presence.waiters))
-                    self._asked = True
+                asks = presence.queue.poke(len(presence.waiters), self._asked)
                 mailbox = presence.members.mailbox
         finally:
             presence.settle()
         assert mailbox is not None
         # Jitter: those that wait together shall not look together. The head has the better claim.
         seconds = LOOK_AGAIN * uniform(0.75, 1.0) * (1.0 if head is None else 1.6)
-        heard = presence.watch.sleep(mailbox, self._left(seconds))
-        self._idle_rounds = 0 if heard else self._idle_rounds + 1
+        heard = presence.watch.sleep(mailbox, self._left(ASK_NEXT if asks else seconds))
+        if not asks:
+            self._asked.clear()
+            self._idle_rounds = 0 if heard else self._idle_rounds + 1
 
     def _look_by_chance(self) -> None:
         """There are more processes than places in the queue."""
