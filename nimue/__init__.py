@@ -24,8 +24,9 @@ from nimue.error import (
     NimueSemaphoreUnwritable,
     NimueSemaphoreVersionMismatch,
 )
-from nimue.pool import DEFAULT, NimueConnectionPool
-from nimue.stats import NimueConnectionPoolStats
+from nimue.pool import NimueConnectionPool
+from nimue.settings import DEFAULT
+from nimue.stats import NimueConnectionPoolStats, NimueProcessStats, NimueTotalStats
 
 if TYPE_CHECKING:
     from nimue.semaphore import SharedSemaphore
@@ -44,6 +45,7 @@ __all__ = [
     "NimueNoConnectionAvailable",
     "NimuePoolClosedError",
     "NimuePoolTimeout",
+    "NimueProcessStats",
     "NimueSemaphoreError",
     "NimueSemaphoreInUse",
     "NimueSemaphoreLimitMismatch",
@@ -53,6 +55,7 @@ __all__ = [
     "NimueSemaphoreUnsupported",
     "NimueSemaphoreUnwritable",
     "NimueSemaphoreVersionMismatch",
+    "NimueTotalStats",
     "SharedSemaphore",
 ]
 

@@ -22,6 +22,7 @@ from nimue.error import (
     inside_error,
 )
 from nimue.fork import door
+from nimue.settings import DEFAULT, refuse
 from nimue.waiters import Waiter
 from nimue.work import Stray
 
@@ -31,8 +32,25 @@ if TYPE_CHECKING:
 logger = logging.getLogger("nimue")
 
 
+def patience(
+    state: State, stale: Spare | None, blocking: object, timeout: float | None
+) -> float | None:
+    """For how long a call may wait.
+
+    Here, where it matters, a ``blocking`` is refused that is neither yes nor no: it is a timeout,
+    most likely.
+    """
+    if not isinstance(blocking, int) or blocking not in (0, 1):
+        if stale is not None:
+            state.post(Stray(state, stale[2], stale[2].since))
+        raise refuse("blocking", blocking, "True or False (seconds go to timeout)")
+    if not blocking:
+        return 0.0
+    return state.settings.timeout if timeout is DEFAULT else timeout
+
+
 def acquire(
-    state: State, stale: Spare | None, patience: float | None, frame: FrameType
+    state: State, stale: Spare | None, seconds: float | None, frame: FrameType
 ) -> NimueConnection:
     """Acquire by waiting so many seconds, None without end, or, at 0, by not waiting at all.
 
@@ -43,16 +61,16 @@ def acquire(
         if state.is_inside:
             raise inside_error("acquire a connection")
         handle = None
-        if patience == 0 or state.settings.max_waiting == 0:
+        if seconds == 0 or state.settings.max_waiting == 0:
             handle, stale = _look_for(state, stale), None
         if handle is None:
-            works, stale = state.ask(waiter, stale, waiter.since, patience != 0), None
+            works, stale = state.ask(waiter, stale, waiter.since, seconds != 0), None
             opener.start(state, works)
             if waiter.wakes:
                 monitor.wake()
             if not door[0] and not fork.put_off(state.wake):
                 state.wake()  # the fork that kept the monitor from running is over
-            handle = _await(state, waiter, patience)
+            handle = _await(state, waiter, seconds)
         _sign(state, handle, frame)
     except BaseException as error:
         if stale is not None:
@@ -84,7 +102,7 @@ def _look_for(state: State, spare: Spare | None) -> NimueConnection | None:
     return None
 
 
-def _await(state: State, waiter: Waiter, patience: float | None) -> NimueConnection:
+def _await(state: State, waiter: Waiter, seconds: float | None) -> NimueConnection:
     """The only wait.
 
     Raises:
@@ -94,10 +112,10 @@ def _await(state: State, waiter: Waiter, patience: float | None) -> NimueConnect
     if not waiter.queued:
         raise NimueNoConnectionAvailable(
             f"pool {state.name!r}: no connection is idle, and "
-            + ("this call may not wait: " if patience == 0 else _crowd(state))
+            + ("this call may not wait: " if seconds == 0 else _crowd(state))
             + report.shortage(state, waiter.since)
         )
-    waiter.wait(patience)
+    waiter.wait(seconds)
     if waiter.handle is None:
         with state.lock:
             state.waiters.leave(waiter)

@@ -49,6 +49,7 @@ def release(state: State, handle: NimueConnection, entry: Entry) -> None:
                 return
             state.answer_for_locked(entry)
         opener.run(state, upkeep.tidy(state, entry))
+        state.limit.tell(state)
     except BaseException:
         state.rescue(entry, since)
         raise

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from typing import TYPE_CHECKING
 
-from nimue import opener
+from nimue import opener, report
 from nimue.error import NimuePoolClosedError
 
 if TYPE_CHECKING:
@@ -14,6 +15,11 @@ if TYPE_CHECKING:
     from nimue.state import State
     from nimue.waiters import Waiter
     from nimue.work import Work
+
+logger = logging.getLogger("nimue")
+
+#: Seconds after which a ``close()`` that waits tells the log for whom.
+PATIENCE = 3.0
 
 #: Seconds that the end of the process is held up by goodbyes under way in other threads.
 LAST_WAIT = 1.0
@@ -58,6 +64,19 @@ def forget(state: State, leaver: Waiter) -> None:
     """Nobody waits in that ``close()`` any more."""
     with state.lock:
         state.leavers = [each for each in state.leavers if each[1] is not leaver]
+
+
+def await_loans(state: State, leaver: Waiter, timeout: float | None) -> None:
+    """Wait for borrowed connections; say who has them if that takes long, and if it is in vain."""
+    begun = time.monotonic()
+    is_short = timeout is not None and timeout <= PATIENCE
+    for seconds in [timeout] if is_short else [PATIENCE, timeout and timeout - PATIENCE]:
+        if leaver.wait(seconds):
+            return
+        now = time.monotonic()
+        told = report.outstanding(state, now)
+        logger.warning("pool %r: close() has waited %.1f s; %s", state.name, now - begun, told)
+    forget(state, leaver)
 
 
 def _retire_all(state: State) -> None:

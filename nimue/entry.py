@@ -52,6 +52,7 @@ class Entry:
         "number",
         "other",
         "permit",
+        "permitted",
         "raw",
         "retire_at",
         "since",
@@ -71,6 +72,8 @@ class Entry:
         self.raw = raw
         #: The right to be connected: from before ``connect()`` until after ``close()``.
         self.permit: Permit | None = None
+        #: Since when, by the monotonic clock.
+        self.permitted = 0.0
         self.number = number
         self.generation = 0
         self.socket: Socket | None = None

@@ -138,7 +138,7 @@ def settle_in_child(state: State, forker: int | None) -> None:
     old = state.figures
     pool = state.pool()
     if pool is not None and pool._state is state:
-        fresh = type(state)(state.name, state.settings, state.known_driver, pool)
+        fresh = type(state)(state.name, state.settings, state.known_driver, pool, state.limit)
         fresh.is_shut, fresh.calm = state.is_shut, not state.is_shut
         fresh.generation = state.generation
         fresh.poison, fresh.verbose = state.poison, state.verbose

@@ -8,13 +8,18 @@ from __future__ import annotations
 
 import logging
 import os
+import select
 import threading
 import time
 from _queue import Empty, SimpleQueue
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from nimue import fork, goodbye, lost, opener, sweep
-from nimue.process import await_end, is_gone, leave_behind_threads, start
+from nimue.process import Pipe, await_end, is_gone, leave_behind_threads, start
+
+if TYPE_CHECKING:
+    from nimue.state import State
 
 logger = logging.getLogger("nimue.monitor")
 
@@ -33,6 +38,8 @@ class Inbox:
         self._messages: SimpleQueue[Any] = SimpleQueue()
         self._bell = threading.Lock()
         self._bell.acquire()
+        #: The same bell for who waits for descriptors besides; made when that first happens.
+        self._pipe: Pipe | None = None
 
     def put(self, message: Any) -> None:
         try:
@@ -46,15 +53,40 @@ class Inbox:
             self._bell.release()
         except RuntimeError:  # it has rung already
             pass
+        if self._pipe is not None:
+            self._pipe.write()
 
-    def get(self, wait: float) -> Any:
-        """The next message; a wake-up call if none comes within so many seconds, or sooner."""
+    def get(self, wait: float, ears: Sequence[int] = ()) -> Any:
+        """The next message; a wake-up call if none comes within so many seconds, or sooner.
+
+        Sooner, too, if one of these descriptors becomes readable.
+        """
         if self.is_empty and wait > 0:
-            self._bell.acquire(True, wait)
+            if ears:
+                self._listen(wait, ears)
+            else:
+                self._bell.acquire(True, wait)
         try:
             return self._messages.get(False)
         except Empty:
             return _WAKE
+
+    def _listen(self, wait: float, ears: Sequence[int]) -> None:
+        if self._pipe is None or not self._pipe.is_open:
+            self._pipe = Pipe()
+        # Who rings after this finds the pipe, and who rang before has released the bell.
+        if not self._bell.acquire(False):
+            poll = select.poll()
+            for fd in (self._pipe.fd, *ears):
+                poll.register(fd, select.POLLIN)
+            poll.poll(wait * 1000)
+            self._bell.acquire(False)
+        self._pipe.drain()
+
+    def forsake(self) -> None:
+        """In a child: close what the parent rings by."""
+        if self._pipe is not None:
+            self._pipe.close()
 
     @property
     def is_empty(self) -> bool:
@@ -123,16 +155,16 @@ class Monitor:
     def _run(self) -> None:
         me = threading.current_thread()
         try:
-            wait = 0.0
+            wait, ears = 0.0, list[int]()
             while not self._is_over():
-                message = self.inbox.get(wait)
+                message = self.inbox.get(wait, ears)
                 if self._thread is not me:  # it may not be meant for this one
                     self.inbox.put(message)
                     return
                 if message is not _WAKE:
                     self._receive(message)
                     message = _WAKE  # holds nothing alive while it waits
-                wait = self._sweep_all()
+                wait, ears = self._sweep_all()
         finally:
             with self._lock:
                 if self._thread is me:
@@ -159,18 +191,36 @@ class Monitor:
         except Exception:
             logger.exception("the monitor could not deal with %r", message)
 
-    def _sweep_all(self) -> float:
-        """Sweep every pool; return how many seconds may pass until the next time."""
-        wait = sweep.LEISURE
+    def _sweep_all(self) -> tuple[float, list[int]]:
+        """Sweep every pool.
+
+        Returns how many seconds may pass until the next time, and the descriptors by which other
+        processes may ask for it sooner.
+        """
+        wait, ears = sweep.LEISURE, set[int]()
         for state in goodbye.guests():
             try:
                 works, wake_at = sweep.sweep(state, time.monotonic())
                 opener.start(state, works)
                 wait = min(wait, wake_at - time.monotonic())
+                wait = min(wait, self._look_around(state, ears))
             except Exception:
                 logger.exception("the sweep of pool %r failed", state.name)
                 wait = min(wait, 1.0)
-        return max(0.001, wait)
+        return max(0.001, wait), list(ears)
+
+    def _look_around(self, state: State, ears: set[int]) -> float:
+        """What other processes want of a pool; returns how many seconds that may wait again."""
+        if state.is_shut:
+            if not state.entries:
+                state.limit.leave(state)
+            return sweep.LEISURE
+        ear = state.limit.ear()
+        if ear is not None:
+            ears.add(ear)
+        works, look_at = state.limit.look_after(state, time.monotonic())
+        opener.start(state, works)
+        return look_at - time.monotonic()
 
 
 class _Hook:
@@ -190,6 +240,7 @@ class _Hook:
         global here
         if here.pid != os.getpid():  # else this comes again, after it was cut short
             leave_behind_threads()
+            here.inbox.forsake()
             here = Monitor()
 
 

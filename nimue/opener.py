@@ -13,7 +13,7 @@ from _thread import get_ident
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from nimue import fork, process, upkeep
+from nimue import fork, outcome, process, upkeep
 from nimue.sweep import next_suspect
 from nimue.work import Task, Work
 
@@ -44,6 +44,23 @@ def start(state: State, works: list[Work]) -> None:
             start(state, _decline(state, work, error))
 
 
+def fill(state: State, wanted: int) -> None:
+    """Open so many, one after the other, in this thread: for the pool's constructor.
+
+    Fewer, if there are no permits for more: nobody is made to wait for what nobody has asked for.
+    """
+    for have in range(wanted):
+        with state.lock:
+            entry = state.birth_locked(monotonic())
+        permitted = upkeep.open_for(state, entry, False)
+        outcome_of = outcome.arrived if permitted else outcome.went_without
+        run(state, outcome_of(state, entry, monotonic()))
+        if not permitted:
+            logger.info("pool %r: %d of %d connections: no more permits", state.name, have, wanted)
+            return
+    state.limit.tell(state)
+
+
 def run(state: State, works: list[Work]) -> None:
     """Close what is to be closed in this thread, and have the rest done in the background."""
     while works:
@@ -63,6 +80,7 @@ def _labour(state: State, work: Work | None, planner: int) -> None:
         planner = get_ident()
         try:
             works = _do(state, work)
+            state.limit.tell(state)
         except BaseException:
             # Of the user's code or the driver's; there is nobody to tell but the log.
             logger.exception("pool %r: %s failed", state.name, work.task.value)

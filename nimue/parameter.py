@@ -103,6 +103,10 @@ class Parameters:
     max_connecting = Settable[int](
         "max_connecting", "``connect()`` calls at once, per process. Settable, from 1."
     )
+    max_connecting_total = Parameter[int | None](
+        "max_connecting_total",
+        "``connect()`` calls at once, over all processes that share ``totalmax``; None: no limit.",
+    )
     on_connect = Parameter[Callable[[Any], object] | None](
         "on_connect", "Called with each new connection of the driver's, to set up its session."
     )

@@ -13,36 +13,24 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 from weakref import getweakrefcount
 
-from nimue import claims, ending, fork, monitor, opener, recipe, report, upkeep
-from nimue.acquire import Borrowing, acquire
+from nimue import claims, ending, fork, monitor, opener, recipe, report, totals
+from nimue.acquire import Borrowing, acquire, patience
 from nimue.callback import HealthCheck, healthcheck_callback_std
-from nimue.connection import ALONE, Spare, make_spare
+from nimue.connection import ALONE, make_spare
 from nimue.drivers.base import Driver
 from nimue.fork import door, settle
+from nimue.limit import Unlimited, limit_for
 from nimue.parameter import Parameters
-from nimue.settings import POOLMIN, Settings, check_timeout, poolmin_beside, refuse
+from nimue.settings import DEFAULT, POOLMIN, Settings, check_timeout, poolmin_beside, refuse
 from nimue.state import State
-from nimue.stats import NimueConnectionPoolStats
+from nimue.stats import NimueConnectionPoolStats, NimueTotalStats
 from nimue.waiters import Waiter
-from nimue.work import Stray
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 logger = logging.getLogger("nimue")
 
-
-class _Default:
-    """The pool's own ``timeout``; shown so in signatures."""
-
-    def __repr__(self) -> str:
-        return "DEFAULT"
-
-
-DEFAULT: Any = _Default()
-
-#: Seconds after which a ``close()`` that waits tells the log for whom.
-PATIENCE = 3.0
 
 _numbers = count(1)
 
@@ -67,13 +55,17 @@ class NimueConnectionPool(Parameters):
         idle_timeout: seconds after it was last taken, a connection beyond ``poolmin`` is closed.
         healthcheck_on_getconnection: check a connection before it is given out.
         healthcheck_callback: the check, see :mod:`nimue.callback`.
-        name: what the pool is called in logs; a pickled pool is rebuilt once per name.
+        name: what the pool is called in logs; a pickled pool is rebuilt once per name. With
+            ``totalmax``, pools of one name share that, in all processes of this user.
+        totalmax: connections at most, over all processes; None for no such limit. Without a
+            ``name`` these are this process, its forks, and whom the pool is sent to by pickle.
         timeout: seconds that ``getconnection`` waits by default; None waits for ever.
         max_waiting: more waiting threads than this are refused at once; None for no limit.
         max_lifetime: seconds after which a connection is replaced, up to a tenth earlier.
         healthcheck_idle: a connection last taken within so many seconds is not checked again.
         leak_timeout: seconds after which a connection still out is reported, with its stack.
         max_connecting: ``connect()`` calls at once, per process.
+        max_connecting_total: the same over all processes that share ``totalmax``; None: no limit.
         on_connect: called with each new connection of the driver's, to set up its session.
         on_return: called with each that comes back, after the rollback, to reset its session.
         driver: facts about the driver, if yours are better than ours.
@@ -107,6 +99,7 @@ class NimueConnectionPool(Parameters):
         healthcheck_idle: float = 1.0,
         leak_timeout: float | None = None,
         max_connecting: int = 2,
+        max_connecting_total: int | None = None,
         on_connect: Callable[[Any], object] | None = None,
         on_return: Callable[[Any], object] | None = None,
         driver: Driver | None = None,
@@ -128,35 +121,31 @@ class NimueConnectionPool(Parameters):
             healthcheck_idle=healthcheck_idle,
             leak_timeout=leak_timeout,
             max_connecting=max_connecting,
+            max_connecting_total=max_connecting_total,
             on_connect=on_connect,
             on_return=on_return,
         ).checked()
         settings.check_poolinit()
-        if totalmax is not None:
-            raise refuse("totalmax", totalmax, "None (there is no shared limit yet)")
         if name is not None and (not isinstance(name, str) or not name):
             raise refuse("name", name, "a non-empty string or None")
         if driver is not None and not isinstance(driver, Driver):
             raise refuse("driver", driver, "an instance of nimue.drivers.Driver or None")
-        self._own_driver = driver
-        self._open(settings, name or f"nimue-{os.getpid()}-{next(_numbers)}", driver)
-
-    def _open(self, settings: Settings, name: str, driver: Driver | None) -> None:
         settle()
-        self._state = state = State(name, settings, driver, self)
+        self._own_driver = driver
+        limit = limit_for(name, totalmax, max_connecting_total)
+        self._open(settings, name or f"nimue-{os.getpid()}-{next(_numbers)}", driver, limit)
+
+    def _open(self, settings: Settings, name: str, driver: Driver | None, limit: Unlimited) -> None:
+        self._state = state = State(name, settings, driver, self, limit)
         state.look_at_logging()
-        initial = settings.poolmin if settings.poolinit is None else settings.poolinit
-        now = monotonic()
-        state.next_cycle = now + settings.cleanup_interval
+        state.next_cycle = monotonic() + settings.cleanup_interval
+        wanted = settings.poolmin if settings.poolinit is None else settings.poolinit
         try:
-            for _ in range(initial):
-                with state.lock:
-                    entry = state.birth_locked(now)
-                upkeep.open_for(state, entry)
-                opener.run(state, state.arrived(entry, monotonic()))
+            opener.fill(state, wanted)
         except BaseException:
             claims.mend(state)
-            opener.run(state, ending.shut(state, Waiter(now)))
+            opener.run(state, ending.shut(state))
+            limit.leave(state)
             raise
         recipe.remember(name, self)
         monitor.here.expect()
@@ -164,15 +153,17 @@ class NimueConnectionPool(Parameters):
             "pool %r: poolmax=%d in each process, totalmax=%s across processes",
             name,
             settings.poolmax,
-            None,
+            limit.totalmax,
         )
 
     @classmethod
-    def _from_recipe(cls, name: str, settings: Settings, driver: Driver | None) -> Self:
+    def _from_recipe(
+        cls, name: str, settings: Settings, driver: Driver | None, limit: Unlimited
+    ) -> Self:
         """A pool that has opened nothing yet: what :mod:`nimue.recipe` rebuilds."""
         pool = cls.__new__(cls)
         pool._own_driver = driver
-        pool._state = State(name, settings, driver, pool)
+        pool._state = State(name, settings, driver, pool, limit)
         return pool
 
     # Acquire.
@@ -233,7 +224,7 @@ class NimueConnectionPool(Parameters):
                 except BaseException:  # out of a signal handler
                     state.rescue(entry, entry.since)
                     raise
-        return acquire(state, stale, _patience(state, stale, blocking, timeout), _getframe(1))
+        return acquire(state, stale, patience(state, stale, blocking, timeout), _getframe(1))
 
     def connection(self, timeout: float | None = DEFAULT) -> Borrowing:
         """A context manager: commits on success, rolls back on error, always gives back.
@@ -273,9 +264,25 @@ class NimueConnectionPool(Parameters):
         """The facts about the driver; None until the first connection has told which it is."""
         return self._state.known_driver
 
+    def totalstats(self) -> NimueTotalStats:
+        """The figures of all processes that share ``totalmax``, at most half a second old.
+
+        Raises:
+            NimueInvalidParameterValue: the pool has no ``totalmax``.
+            NimueSemaphoreError: the limit's files have gone.
+        """
+        settle()
+        return totals.totalstats(self._state)
+
     @property
-    def totalmax(self) -> None:
-        """None: there is no limit across processes yet."""
+    def totalmax(self) -> int | None:
+        """Connections at most, over all processes; None: no such limit. Settable, for all."""
+        return self._state.limit.totalmax
+
+    @totalmax.setter
+    def totalmax(self, totalmax: int) -> None:
+        settle()
+        self._state.limit.resize(totalmax)
 
     def _change(self, **parameters: Any) -> None:
         settle()
@@ -296,10 +303,16 @@ class NimueConnectionPool(Parameters):
 
     # The end, and other processes.
 
-    def drain(self) -> None:
-        """Replace every connection opened before now; one in use when it comes back."""
+    def drain(self, everywhere: bool = False) -> None:
+        """Replace every connection opened before now; one in use when it comes back.
+
+        Args:
+            everywhere: in all processes that share ``totalmax``, not in this one alone.
+        """
         settle()
         state = self._state
+        if everywhere:
+            state.limit.renew()
         claims.carry_out(state, lambda: ending.renew(state))
         monitor.wake()
 
@@ -331,7 +344,9 @@ class NimueConnectionPool(Parameters):
             )
         if state.entries and not fork.put_off(state.wake):
             monitor.here.ensure()  # it is who hears of a borrower that drops its handle
-        _await(state, leaver, timeout)
+        ending.await_loans(state, leaver, timeout)
+        if not state.entries:
+            state.limit.leave(state)
         monitor.wake()
 
     def __enter__(self) -> NimueConnectionPool:
@@ -368,33 +383,3 @@ class NimueConnectionPool(Parameters):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return recipe.reduce(self._state, self._own_driver)
-
-
-def _patience(
-    state: State, stale: Spare | None, blocking: object, timeout: float | None
-) -> float | None:
-    """For how long a call may wait.
-
-    Here, where it matters, a ``blocking`` is refused that is neither yes nor no: it is a timeout,
-    most likely.
-    """
-    if not isinstance(blocking, int) or blocking not in (0, 1):
-        if stale is not None:
-            state.post(Stray(state, stale[2], stale[2].since))
-        raise refuse("blocking", blocking, "True or False (seconds go to timeout)")
-    if not blocking:
-        return 0.0
-    return state.settings.timeout if timeout is DEFAULT else timeout
-
-
-def _await(state: State, leaver: Waiter, timeout: float | None) -> None:
-    """Wait for borrowed connections; say who has them if that takes long, and if it is in vain."""
-    begun = monotonic()
-    is_short = timeout is not None and timeout <= PATIENCE
-    for seconds in [timeout] if is_short else [PATIENCE, timeout and timeout - PATIENCE]:
-        if leaver.wait(seconds):
-            return
-        now = monotonic()
-        told = report.outstanding(state, now)
-        logger.warning("pool %r: close() has waited %.1f s; %s", state.name, now - begun, told)
-    ending.forget(state, leaver)

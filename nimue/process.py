@@ -227,6 +227,42 @@ def await_end(threads: Iterable[threading.Thread], deadline: float) -> None:
             time.sleep(0)
 
 
+class Pipe:
+    """A bell that can be polled for. Any number of rings before it is heard are one."""
+
+    def __init__(self) -> None:
+        self.fd, self._other = os.pipe()
+        os.set_blocking(self.fd, False)
+        os.set_blocking(self._other, False)
+        self._inode = os.fstat(self.fd).st_ino
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the descriptors are still this pipe's: a process may close all that it has."""
+        try:
+            return {os.fstat(fd).st_ino for fd in (self.fd, self._other)} == {self._inode}
+        except OSError:
+            return False
+
+    def write(self) -> None:
+        try:
+            os.write(self._other, b"!")
+        except OSError:  # full: it will be heard; or closed: the next one is looked for
+            pass
+
+    def drain(self) -> None:
+        try:
+            while len(os.read(self.fd, 4096)) == 4096:
+                pass
+        except OSError:
+            pass
+
+    def close(self) -> None:
+        if self.is_open:
+            os.close(self.fd)
+            os.close(self._other)
+
+
 def uwsgi() -> Any | None:
     """The module that exists only inside a uWSGI server; None elsewhere."""
     if "uwsgi" in sys.modules:

@@ -10,6 +10,7 @@ from weakref import WeakValueDictionary
 
 from nimue import fork, monitor
 from nimue.error import NimueInvalidParameterValue
+from nimue.limit import UNLIMITED, Unlimited
 from nimue.settings import Settings
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def reduce(state: State, driver: Driver | None) -> tuple[Any, ...]:
         _try(parameter, getattr(state.settings, parameter))
     _try("on_return", state.settings.on_return)
     _try("driver", driver)
-    return rebuild, (state.name, state.settings, driver)
+    return rebuild, (state.name, state.settings, driver, state.limit)
 
 
 def _try(parameter: str, value: Any) -> None:
@@ -80,7 +81,9 @@ def _find(name: str) -> NimueConnectionPool | None:
     return found
 
 
-def rebuild(name: str, settings: Settings, driver: Driver | None) -> NimueConnectionPool:
+def rebuild(
+    name: str, settings: Settings, driver: Driver | None, limit: Unlimited = UNLIMITED
+) -> NimueConnectionPool:
     """What unpickling gives: this process's pool of that name, made at need.
 
     Nothing is opened yet; the first acquire does that. It is refused where the pool of that name is
@@ -91,7 +94,7 @@ def rebuild(name: str, settings: Settings, driver: Driver | None) -> NimueConnec
     fork.settle()
     found = _find(name)
     if found is None:
-        pool = NimueConnectionPool._from_recipe(name, settings, driver)
+        pool = NimueConnectionPool._from_recipe(name, settings, driver, limit)
         with fork.registry_lock():
             found = _find(name)
             if found is None:
@@ -102,7 +105,7 @@ def rebuild(name: str, settings: Settings, driver: Driver | None) -> NimueConnec
     unlike = _differences(found._state.settings, settings)
     if not unlike:
         return found
-    stranger = NimueConnectionPool._from_recipe(name, settings, driver)
+    stranger = NimueConnectionPool._from_recipe(name, settings, driver, limit)
     stranger._state.poison = NimueInvalidParameterValue(
         f"a pickled pool named {name!r} cannot be used in this process, which has a pool of that "
         f"name already, but not with the same {unlike}: give each pool a name of its own"

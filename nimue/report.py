@@ -48,6 +48,8 @@ def stats(state: State) -> NimueConnectionPoolStats:
             connections_cleaned_dead=figures.cleaned_dead,
             connections_cleaned_idle=figures.cleaned_idle,
             cleanup_cycles=figures.cycles,
+            shed=figures.shed,
+            refused=figures.refused,
         )
 
 
@@ -66,6 +68,9 @@ def shortage(state: State, now: float) -> str:
         text = f"{total} of poolmax={settings.poolmax} connections exist"
     text += f" ({len(held)} in use, {under_way} being opened, checked or closed), {waiting} waiting"
     text += _longest(facts)
+    text += state.limit.told()
+    if state.figures.refused and state.limit.totalmax is not None:
+        text += f"; the server refused {state.figures.refused} connections as one too many"
     if mine:
         text += (
             f"; this very thread holds {len(mine)} of them: a thread that waits for a second "

@@ -10,6 +10,9 @@ from nimue.backoff import chance
 from nimue.callback import HealthCheck
 from nimue.error import NimueInvalidParameterValue
 
+#: The most permits, and turns to connect, that there can be; see the layout of the semaphore.
+SLOTS, TURNS = 1024, 256
+
 #: The part by which lifetimes differ, so that connections do not retire together.
 JITTER = 0.1
 
@@ -35,6 +38,16 @@ def seconds(parameter: str, value: object, allowed: str, *, zero: bool = True) -
         or (value == 0 and not zero)
     ):
         raise refuse(parameter, value, allowed)
+
+
+class _OwnTimeout:
+    """The pool's own ``timeout``; shown so in signatures."""
+
+    def __repr__(self) -> str:
+        return "DEFAULT"
+
+
+DEFAULT: Any = _OwnTimeout()
 
 
 class _Default(int):
@@ -70,6 +83,7 @@ class Settings(NamedTuple):
     healthcheck_idle: float
     leak_timeout: float | None
     max_connecting: int
+    max_connecting_total: int | None
     on_connect: Callable[[Any], object] | None
     on_return: Callable[[Any], object] | None
 
@@ -122,6 +136,11 @@ class Settings(NamedTuple):
             between = f"None or a whole number from poolmin ({self.poolmin}) to poolmax"
             whole("poolinit", self.poolinit, 0, f"{between} ({self.poolmax})")
         whole("max_connecting", self.max_connecting, 1, "a whole number of at least 1")
+        if self.max_connecting_total is not None:
+            allowed = f"None or a whole number from 1 to {TURNS}"
+            whole("max_connecting_total", self.max_connecting_total, 1, allowed)
+            if self.max_connecting_total > TURNS:
+                raise refuse("max_connecting_total", self.max_connecting_total, allowed)
         if self.max_waiting is not None:
             whole("max_waiting", self.max_waiting, 0, "None or a whole number of at least 0")
 
@@ -154,6 +173,14 @@ class Settings(NamedTuple):
     def unchecked_for(self) -> float:
         """Seconds after its last use within which a connection is given out without a check."""
         return self.healthcheck_idle if self.healthcheck_on_getconnection else math.inf
+
+
+def check_totalmax(value: object) -> None:
+    """Refuse a limit across processes that cannot be one."""
+    allowed = f"None or a whole number from 1 to {SLOTS}"
+    whole("totalmax", value, 1, allowed)
+    if isinstance(value, int) and value > SLOTS:
+        raise refuse("totalmax", value, allowed)
 
 
 def check_timeout(value: object) -> None:

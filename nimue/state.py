@@ -17,6 +17,7 @@ from nimue.connection import NimueConnection, Refusal, Spare, lend, make_spare
 from nimue.entry import Entry
 from nimue.error import NimueError, NimuePoolClosedError, closed_error
 from nimue.idle import Idle
+from nimue.limit import UNLIMITED
 from nimue.stats import Figures
 from nimue.waiters import Waiter, Waiters
 from nimue.work import Stray, Task, Work
@@ -24,6 +25,7 @@ from nimue.work import Stray, Task, Work
 if TYPE_CHECKING:
     from nimue.drivers.base import Driver
     from nimue.inherit import Bequest
+    from nimue.limit import Unlimited
     from nimue.pool import NimueConnectionPool
     from nimue.settings import Settings
 
@@ -51,13 +53,18 @@ class State:
         *("connecting", "checking", "closing", "calm", "is_shut", "verbose", "figures", "backoff"),
         *("bequest", "severed_in", "poison", "generation", "next_cycle", "next_look", "refilling"),
         *("post", "news", "crew", "closed", "driver", "in_transaction", "settings", "soil"),
-        *("unchecked_for", "fresh_for"),
+        *("unchecked_for", "fresh_for", "limit", "heeded"),
     )
 
     def __init__(
-        self, name: str, settings: Settings, driver: Driver | None, pool: NimueConnectionPool
+        self,
+        name: str,
+        settings: Settings,
+        driver: Driver | None,
+        pool: NimueConnectionPool,
+        limit: Unlimited,
     ) -> None:
-        self.name, self.pid, self.pool = name, os.getpid(), ref(pool)
+        self.name, self.pid, self.pool, self.limit = name, os.getpid(), ref(pool), limit
         # Reentrant only to tell: see `is_inside`.
         self.lock = threading.RLock()
         self.entries: set[Entry] = set()
@@ -85,10 +92,15 @@ class State:
         #: For the monitor to log: in a child that C code forked, the log's lock may be held.
         self.news: list[str] = []
         self.crew: set[threading.Thread] = set()
-        #: What a handle holds after its ``close()``: no connection, and no state.
-        self.closed = Entry(None, Refusal(self._closed_error), 0)
         self.driver: Driver
         self.in_transaction: Callable[[Any], bool | None]
+        self._begin(settings, driver)
+
+    def _begin(self, settings: Settings, driver: Driver | None) -> None:
+        #: What a handle holds after its ``close()``: no connection, and no state.
+        self.closed = Entry(None, Refusal(self._closed_error), 0)
+        #: What concerns all processes, as far as this one has acted upon it.
+        self.heeded = self.limit.news()
         if driver is not None:
             self.adopt(driver)
         self.apply(settings)
@@ -113,10 +125,11 @@ class State:
     def apply(self, settings: Settings) -> None:
         """Let these settings rule from now on.
 
-        Who wants to know more of each acquire or release makes it take the long way.
+        Who wants to know more of each acquire or release makes it take the long way; so do other
+        processes that may want what comes back.
         """
         self.settings = settings
-        self.soil = self.verbose or settings.on_return is not None
+        self.soil = self.verbose or settings.on_return is not None or self.limit is not UNLIMITED
         curious = self.verbose or settings.leak_timeout is not None
         self.unchecked_for = settings.unchecked_for()
         self.fresh_for = -1.0 if curious else self.unchecked_for
@@ -268,51 +281,6 @@ class State:
         busy = len(self.connecting) + len(self.checking) + len(self.closing)
         return len(self.entries) - busy - len(self.idle)
 
-    def arrived(self, entry: Entry, now: float) -> list[Work]:
-        """``entry`` is connected: to a waiter, or idle; or closed if it comes too late."""
-        with self.lock:
-            self.checking.add(entry)
-            self.connecting.discard(entry)
-            self.figures.opened += 1
-            self.backoff.succeeded()
-            entry.since = entry.checked = now
-            entry.soiled = self.soil
-            is_current = entry.generation == self.generation
-            entry.retire_at = now + (self.settings.lifetime() if is_current else 0.0)
-            return self.settle_locked(entry, now)
-
-    def failed_to_connect(self, entry: Entry, error: BaseException, now: float) -> list[Work]:
-        """``connect()`` failed: tell the waiters if nothing else can serve them, and back off."""
-        with self.lock:
-            self.death_locked(entry)
-            self.figures.failed += 1
-            self.backoff.failed(error, now)
-            self.refilling = False
-            if not self.entries:
-                self.waiters.fail_all(lambda: error)
-            works = self.plan_locked(now)
-        monitor.wake()
-        return works
-
-    def returned(self, entry: Entry, fit: bool, now: float) -> list[Work]:
-        """A release is done with ``entry``: it goes on, or, unfit, is to be closed."""
-        with self.lock:
-            if entry not in self.checking:  # taken for a dead thread's, and closed
-                return []
-            entry.thread = 0
-            return self.settle_locked(entry, now) if fit else self.condemn_locked(entry)
-
-    def checked(self, entry: Entry, fit: bool, now: float) -> list[Work]:
-        """A health check is done with ``entry``."""
-        with self.lock:
-            entry.checked = now
-            if not fit:
-                self.figures.cleaned_dead += 1
-                return self.condemn_locked(entry)
-            if entry.since < 0.0:  # it was under suspicion
-                entry.since = now
-            return self.settle_locked(entry, now)
-
     def condemn_locked(self, entry: Entry) -> list[Work]:
         """Have ``entry``, which is in nobody's hands, closed."""
         entry.worker = get_ident()
@@ -331,16 +299,6 @@ class State:
 
     def _surplus_locked(self) -> int:
         return len(self.entries) - len(self.closing) - self.settings.poolmax
-
-    def closed_down(self, entry: Entry, now: float) -> list[Work]:
-        """``entry`` is closed, or as closed as it will be."""
-        with self.lock:
-            self.death_locked(entry)
-            self.figures.closed += 1
-            works = self.plan_locked(now)
-        if self.is_shut:
-            monitor.wake()
-        return works
 
     def take_idle_where_locked(self, chosen: Callable[[Entry], bool]) -> list[Work]:
         """Take the chosen idle entries out, to be closed; the longest unused come first."""

@@ -19,14 +19,16 @@ class Figures:
         "longest_wait",
         "lost",
         "opened",
+        "refused",
         "severed",
+        "shed",
         "timeouts",
         "wait_seconds",
     )
 
     def __init__(self) -> None:
         self.births = self.opened = self.failed = self.closed = 0
-        self.timeouts = self.lost = 0
+        self.timeouts = self.lost = self.shed = self.refused = 0
         self.cleaned_dead = self.cleaned_idle = self.cycles = 0
         self.inherited = self.severed = 0
         self.wait_seconds = self.longest_wait = 0.0
@@ -79,3 +81,62 @@ class NimueConnectionPoolStats(NamedTuple):
     connections_cleaned_dead: int
     connections_cleaned_idle: int
     cleanup_cycles: int
+    #: under ``totalmax``: connections closed because another process waited, and connections that
+    #: the server refused because it was full
+    shed: int
+    refused: int
+
+
+class NimueProcessStats(NamedTuple):
+    """One process of those that share a limit: what its pools under that limit do, in sum."""
+
+    pid: int
+    #: its command line; empty where that cannot be read
+    command: str
+    #: permits that it holds, by the kernel's word: connections, and those being opened or closed
+    permits: int
+    #: as in ``poolstats()``
+    poolused: int
+    poolfree: int
+    connecting: int
+    waiting: int
+    opened: int
+    failed: int
+    closed: int
+    timeouts: int
+    #: connections closed because another process waited, and those that the server refused
+    shed: int
+    refused: int
+    #: seconds waited in all, and seconds of the longest hold of those under way
+    wait_seconds: float
+    longest_hold: float
+    #: seconds since the process told all this, but for ``permits``; None if it never has
+    age: float | None
+
+
+class NimueTotalStats(NamedTuple):
+    """A limit and all processes that share it, at one moment; a row each, and the sums."""
+
+    #: the name of the limit: the pool's, or one made up for a pool without a name
+    name: str
+    #: permits at most, permits held, and those held above a limit that was lowered
+    totalmax: int
+    held: int
+    excess: int
+    #: permits taken back from processes that were killed, since the limit was first used
+    reclaimed: int
+    #: how often ``drain(everywhere=True)`` was called
+    generation: int
+    #: by pid
+    processes: tuple[NimueProcessStats, ...]
+    #: sums over ``processes``
+    poolused: int
+    poolfree: int
+    connecting: int
+    waiting: int
+    opened: int
+    failed: int
+    closed: int
+    timeouts: int
+    shed: int
+    refused: int

@@ -9,19 +9,21 @@ from __future__ import annotations
 import logging
 import os
 import select
+from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from nimue import fork, goodbye, sweep
+from nimue import fork, goodbye, outcome, sweep
 from nimue.callback import say_nothing_came, takes_logger
 from nimue.connection import MISSING
 from nimue.drivers import driver_for
 from nimue.process import Socket, identify, open_sockets
-from nimue.semaphore import UNLIMITED
+from nimue.work import Task
 
 if TYPE_CHECKING:
     from nimue.drivers.base import Driver
     from nimue.entry import Entry
+    from nimue.semaphore import Demand
     from nimue.settings import Settings
     from nimue.state import State
     from nimue.work import Work
@@ -37,34 +39,62 @@ def is_verbose() -> bool:
 def connect(state: State, entry: Entry) -> list[Work]:
     """Open a connection for ``entry``. The driver's exception goes to those who wait."""
     try:
-        open_for(state, entry)
+        permitted = open_for(state, entry, bool(state.waiters))
     except BaseException as error:
         return connect_failed(state, entry, error)
-    return state.arrived(entry, monotonic())
+    if not permitted:
+        return outcome.went_without(state, entry, monotonic())
+    return outcome.arrived(state, entry, monotonic())
 
 
 def connect_failed(state: State, entry: Entry, error: BaseException) -> list[Work]:
     """Bury an entry that came to nothing."""
-    works = state.failed_to_connect(entry, error, monotonic())
+    full = state.limit.totalmax is not None and is_full(state, error)
+    works = outcome.failed_to_connect(state, entry, error, monotonic(), full)
+    if full:
+        state.limit.refused()
     logger.info("pool %r: connect() failed: %s", state.name, type(error).__name__)
     return works
 
 
-def open_for(state: State, entry: Entry) -> None:
+def is_full(state: State, error: BaseException) -> bool:
+    """Whether the server had no room. Before the first connection, the error tells the driver."""
+    try:
+        with fork.gate():
+            driver = state.known_driver or driver_for(error)
+        return driver.is_full(error)
+    except Exception:
+        return False
+
+
+def open_for(state: State, entry: Entry, patient: bool) -> bool:
     """Call ``connfunc`` and make the connection ready for its first holder.
+
+    Returns False if there is no permit for it; if ``patient``, then only when nobody waits for a
+    connection any more.
 
     Raises:
         whatever ``connfunc`` and ``on_connect`` raise; nothing is left open then.
         NimueDBModuleFailure: the connection's class belongs to no DB-API module.
+        NimueSemaphoreError: the limit of all processes cannot be used.
     """
     goodbye.prepare()
-    entry.permit = UNLIMITED.take()
+    entry.busy_since = inf  # to wait for a permit is not to be stuck
+    entry.permit = state.limit.take(state, patient)
+    if entry.permit is None:
+        return False
     try:
-        _open(state, entry)
+        turn = state.limit.turn(state.settings.max_connecting_total)
+        try:
+            entry.permitted = entry.busy_since = monotonic()
+            _open(state, entry)
+        finally:
+            turn.give_back()
     except BaseException:
         entry.give_back()
         raise
     logger.info("pool %r: opened %s", state.name, label(state, entry))
+    return True
 
 
 def _open(state: State, entry: Entry) -> None:
@@ -126,7 +156,7 @@ def check(state: State, entry: Entry) -> list[Work]:
     fit = _is_fit(state, entry)
     if not fit:
         logger.info("pool %r: %s failed its health check", state.name, label(state, entry))
-    return state.checked(entry, fit, monotonic())
+    return outcome.checked(state, entry, fit, monotonic())
 
 
 def _is_fit(state: State, entry: Entry) -> bool:
@@ -160,11 +190,24 @@ def tidy(state: State, entry: Entry) -> list[Work]:
     fit = _make_fit(state, entry)
     if state.verbose:
         logger.debug("process %d: released %s", state.pid, label(state, entry))
-    works = state.returned(entry, fit, monotonic())
+    demand = state.limit.demand(state)
+    if fit and demand is not None:
+        return _return_among_others(state, entry, demand)
+    works = outcome.returned(state, entry, fit, monotonic())
     if not fit:
         name = label(state, entry)
         logger.info("pool %r: %s is unfit for another use, discarded", state.name, name)
         works += sweep.suspect(state)
+        if entry.broken:
+            state.limit.alarm()
+    return works
+
+
+def _return_among_others(state: State, entry: Entry, demand: Demand) -> list[Work]:
+    """As a release is done, other processes wait for what may be this very connection."""
+    works = outcome.returned(state, entry, True, monotonic(), demand)
+    if any(work.task is Task.CLOSE for work in works):
+        state.limit.stand_back()
     return works
 
 
@@ -229,7 +272,7 @@ def close(state: State, entry: Entry) -> list[Work]:
         _close(state, entry.raw)
     entry.give_back()
     logger.info("pool %r: closed %s", state.name, name)
-    return state.closed_down(entry, monotonic())
+    return outcome.closed_down(state, entry, monotonic())
 
 
 def _close(state: State, raw: Any) -> None:

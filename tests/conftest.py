@@ -110,6 +110,14 @@ def socket_server(request: pytest.FixtureRequest) -> Iterator[FakeServer]:
     yield from _verified(FakeServer(sockets=True), request)
 
 
+@pytest.fixture(autouse=True)
+def _limits_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Limits across processes are this test's and its children's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NIMUE_DIR", str(tmp_path_factory.mktemp("limits")))
+        yield
+
+
 @pytest.fixture
 def clock() -> Clock:
     return Clock()

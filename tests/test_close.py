@@ -110,7 +110,7 @@ class TestClose:
     def test_tells_for_whom_it_waits(
         self, server: FakeServer, caplog: Any, monkeypatch: Any, timeout: float | None
     ) -> None:
-        monkeypatch.setattr("nimue.pool.PATIENCE", 0.05)
+        monkeypatch.setattr("nimue.ending.PATIENCE", 0.05)
         with make(server) as other:  # of which nothing is out
             other.getconnection().close()
         pool = make(server, poolmin=3)

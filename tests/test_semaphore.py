@@ -15,7 +15,7 @@ from nimue.error import (
     NimueSemaphoreError,
     NimueSemaphoreTimeout,
 )
-from nimue.semaphore import UNLIMITED, Permit, SharedSemaphore
+from nimue.semaphore import SharedSemaphore
 from tests.children import Child, forked
 from tests.fakes import spawn
 from tests.semaphores import (
@@ -360,8 +360,3 @@ def test_without_a_limit_there_must_be_one_already(tmp_path):
 def test_the_largest_limit(tmp_path):
     semaphore = SharedSemaphore("s", 1024, directory=tmp_path)
     whole(semaphore, 1024)
-
-
-def test_no_limit_is_a_limit_too():
-    permit: Permit = UNLIMITED.take()
-    permit.give_back()

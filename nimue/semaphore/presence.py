@@ -6,6 +6,7 @@ import sys
 import threading
 import warnings
 from collections import deque
+from time import monotonic_ns
 from typing import TYPE_CHECKING
 from weakref import ref
 
@@ -243,6 +244,31 @@ class Presence:
                 self.waiters.append(ref(waiter))
                 self.announce_locked()
                 return True
+        finally:
+            self.settle()
+
+    def nudge(self) -> None:
+        """Have the threads that wait ask at once whether they still should."""
+        try:
+            with self.lock:
+                for mark in list(self.waiters):
+                    waiter = mark()
+                    if waiter is not None:
+                        waiter.ring()
+                if self._leader is not None and self.members.number is not None:
+                    self.members.wakes.send(self.members.number)
+        finally:
+            self.settle()
+
+    def stand_back(self) -> None:
+        """Let this process's waiting threads queue again, behind all that wait now."""
+        try:
+            with self.lock:
+                for mark in list(self.waiters):
+                    waiter = mark()
+                    if waiter is not None:
+                        waiter.since = monotonic_ns()
+                self.announce_locked()
         finally:
             self.settle()
 

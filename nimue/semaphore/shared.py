@@ -186,7 +186,8 @@ class SharedSemaphore:
     ) -> SharedPermit | None:
         """As ``acquire``, but None when the time is up, or when ``give_up()`` says so.
 
-        That is asked each time that the thread looks again, at least ten times a second.
+        That is asked each time that the thread looks again: at ``nudge``, and at least ten times a
+        second.
         """
         presence = self._here()
         permit = presence.try_take()
@@ -198,6 +199,22 @@ class SharedSemaphore:
                 "in the middle of taking or giving back one"
             )
         return wait(presence, timeout, give_up)
+
+    def nudge(self) -> None:
+        """Have this process's threads that wait ask their ``give_up`` at once."""
+        presence = self._here()
+        if presence.waiters:
+            presence.nudge()
+
+    def stand_back(self) -> None:
+        """Let this process's threads queue again, behind all that wait now.
+
+        For one that is about to give back a permit, although it wants more itself, because it has
+        more than others.
+        """
+        presence = self._here()
+        if presence.waiters:
+            presence.stand_back()
 
     def acquire(self, timeout: float | None = None) -> SharedPermit:
         """A permit, as soon as it is this thread's turn.
@@ -245,6 +262,12 @@ class SharedSemaphore:
         if waiting == NOBODY:
             return False
         return waiting != core.here.queue.alone
+
+    @property
+    def waits_here(self) -> bool:
+        """Whether threads of this process seem to wait."""
+        core = self._core
+        return core is not None and bool(core.here.waiters)
 
     def others_wait(self) -> bool:
         """Whether another process waits, by the kernel's word; clears what the dead have left."""

@@ -167,4 +167,3 @@ def read_rows(core: Core) -> list[Row]:
             if row.pid and presence.members.is_live(member):
                 rows.append(Row(row.pid, row.started, command, has_idle, is_elsewhere, figures))
     return rows
-
