@@ -6,12 +6,15 @@
     runs.py         interleaving, crowds             report.py       tables, targets, JSON
     uncontended (a)  contended (b)  spike (c)  scale (d)  forking (e)  footprint (f)
 
+``python -m stress bench total`` is another suite, on a real server: total.py.
+
 Each measurement's docstring says what is counted and what is not, and is printed with it.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import platform
@@ -43,11 +46,15 @@ TITLES = {
     "e": forking.TITLE,
     "f": footprint.TITLE,
 }
+TOTAL = "one limit for four processes, on a real PostgreSQL"
 INSTALL = "pip install -e '.[bench]'"
 
 
 def main(argv: list[str] | None = None) -> int:
     """Measure, print, and return 0 only if every target was met."""
+    given = sys.argv[1:] if argv is None else argv
+    if given[:1] == ["total"]:
+        return int(importlib.import_module("stress.bench.total").main(given[1:]))
     options = _parser().parse_args(argv)
     earlier = json.loads(options.compare.read_text()) if options.compare else None
     present = _present()
@@ -96,7 +103,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m stress bench",
         description="nimue against its peers over one fake driver, as ratios, with a verdict.",
-        epilog=f"measurements:\n{listed}",
+        epilog=f"measurements:\n{listed}\n\nanother suite:\n  total  {TOTAL}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--only", type=_keys, default=list(PARTS), metavar="a,b,...")
