@@ -7,7 +7,7 @@ import sys
 
 #: What can be run: a module here with ``main(argv) -> int``, and what it does in a line.
 COMMANDS = {
-    "bench": "nimue against five other pools over one fake driver, as ratios, with a verdict",
+    "bench": "nimue against its peers in one run, with a verdict: pools, or shared semaphores",
 }
 
 

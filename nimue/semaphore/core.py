@@ -45,6 +45,8 @@ class Core:
     def __init__(self, base: str, file: OpenFile, locks: RecordLocks, map: Map) -> None:
         self.base, self.file, self.locks, self.map = base, file, locks, map
         self._key = file.device, file.inode
+        #: What fstat(2) says from the second field on, while there is nothing to say against it.
+        self._sound = file.inode, file.device, 1
         self.name = os.path.basename(base)
         #: Who uses it in this process; a child's copy speaks for the child.
         self.handles: WeakSet[Any] = WeakSet()
@@ -89,6 +91,8 @@ class Core:
             status = os.fstat(self.locks.fd)
         except OSError:
             return "its descriptor was closed"
+        if status[1:4] == self._sound:
+            return None
         if (status.st_dev, status.st_ino) != self._key:
             return "its descriptor was closed, and the number is another file's"
         return None if status.st_nlink else "it was removed"

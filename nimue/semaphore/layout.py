@@ -197,8 +197,9 @@ class Map:
         return MemberRow(*_MEMBER_ROW.unpack_from(self.bytes, MEMBER_ROWS + member * 64))
 
     def sign_slot(self, slot: int, who: Identity, thread: int, since: int) -> None:
+        pid, started, space = who
         row = SLOT_ROWS + slot * 64
-        _SLOT_ROW.pack_into(self.bytes, row, who.pid, thread, since, *who[1:])
+        _SLOT_ROW.pack_into(self.bytes, row, pid, thread, since, started, space)
 
     def slot(self, slot: int) -> SlotRow:
         return SlotRow(*_SLOT_ROW.unpack_from(self.bytes, SLOT_ROWS + slot * 64))

@@ -6,13 +6,14 @@ import sys
 import threading
 import warnings
 from collections import deque
+from collections.abc import Callable
 from time import monotonic_ns
 from typing import TYPE_CHECKING
 from weakref import ref
 
 from nimue.error import NimueSemaphoreLost
 from nimue.semaphore import epoch
-from nimue.semaphore.layout import ATTACH, CONNECTING
+from nimue.semaphore.layout import ATTACH, CONNECTING, HINTS, NOBODY, WAITS
 from nimue.semaphore.members import Members
 from nimue.semaphore.queue import Queue
 from nimue.semaphore.slots import Slots
@@ -51,9 +52,13 @@ class SharedPermit:
         return f"<permit {self.byte} {'held' if self.is_held else 'given back'}>"
 
     def __del__(self) -> None:
-        if not getattr(self, "byte", 0) or sys.is_finalizing():
-            return  # never granted, or cut short while it was made
-        if self._presence.has(self.byte, self.serial):
+        try:
+            presence = self._presence
+            if presence.slots.held.get(self.byte) != self.serial:
+                return  # never granted, or given back
+        except AttributeError:
+            return  # cut short while it was made
+        if not sys.is_finalizing() and presence.has(self.byte, self.serial):
             self.give_back()
             warnings.warn("a permit was dropped, not given back", ResourceWarning, stacklevel=2)
 
@@ -76,6 +81,8 @@ class Presence:
         self._locks, self._map = core.locks, core.map
         self.epoch = of
         self.lock, self.entering = threading.RLock(), threading.RLock()
+        #: Whether the running thread is in the middle of an edit, further down its stack.
+        self.is_inside: Callable[[], bool] = self.lock._is_owned  # type: ignore[attr-defined, unused-ignore]
         self.is_in = False
         self.slots = Slots(core.locks, core.map, of.identity)
         self.members = Members(core.base, core.locks, core.map, of.identity)
@@ -108,10 +115,6 @@ class Presence:
         self.members.leave()
         self._locks.give_back(ATTACH)
 
-    def is_inside(self) -> bool:
-        """Whether the running thread is in the middle of an edit, further down its stack."""
-        return self.lock._is_owned()  # type: ignore[attr-defined, no-any-return, unused-ignore]
-
     # -- permits
 
     def has(self, byte: int, serial: int) -> bool:
@@ -127,7 +130,9 @@ class Presence:
             return None  # a finalizer or a signal handler
         try:
             with self.lock:
-                if self.first_waiter_locked() is None and self.queue.is_clear():
+                if self.waiters and self.first_waiter_locked() is not None:
+                    return None
+                if self._map.bytes[WAITS:HINTS] == NOBODY or self.queue.is_clear():
                     return self.take_locked()
                 return None
         finally:
@@ -135,7 +140,8 @@ class Presence:
                 self.settle()
 
     def take_locked(self) -> SharedPermit | None:
-        permit = self.new_permit()
+        self._serial += 1
+        permit = SharedPermit(self, self._serial)
         return permit if self.slots.take_any(permit) else None
 
     def take_turn(self, limit: int) -> SharedPermit | None:
@@ -150,7 +156,7 @@ class Presence:
                 self.settle()
 
     def give_back(self, byte: int, serial: int) -> None:
-        if not self.has(byte, serial):
+        if self.slots.held.get(byte) != serial or self.epoch is not epoch.here():
             return
         self._returned.append((byte, serial))
         try:
@@ -192,13 +198,13 @@ class Presence:
         if self.slots.held.get(byte) != serial:
             return
         try:
-            if byte < CONNECTING and not self._map.excess:
+            if self.waiters and byte < CONNECTING and not self._map.excess:
                 waiter = self.first_waiter_locked()
                 if waiter is not None and self.queue.head() is None:
                     self._hand_over_locked(byte, waiter)
                     return
             self.slots.drop(byte)
-            if byte < CONNECTING:
+            if byte < CONNECTING and self._map.bytes[WAITS:HINTS] != NOBODY:
                 self.queue.wake()
         except NimueSemaphoreLost:  # nothing is ours any more; the next acquire says why
             self.slots.held.pop(byte, None)

@@ -145,6 +145,15 @@ class SharedSemaphore:
 
     def _here(self) -> Presence:
         """The door: this process's own presence, at files that are still there."""
+        core = self._core
+        if core is not None:
+            presence = core.here
+            if presence.epoch is epoch.here() and presence.is_in and core.fault() is None:
+                return presence
+        return self._arrive()
+
+    def _arrive(self) -> Presence:
+        """The door, if it does not stand open: attach, or attach anew."""
         for _ in range(_ATTEMPTS):
             core = self._core
             if core is None or core.locks.fd < 0:
@@ -191,8 +200,13 @@ class SharedSemaphore:
         """
         presence = self._here()
         permit = presence.try_take()
-        if permit is not None or (timeout is not None and timeout <= 0):
-            return permit
+        return self._wait(presence, timeout, give_up) if permit is None else permit
+
+    def _wait(
+        self, presence: Presence, timeout: float | None, give_up: Callable[[], bool] | None = None
+    ) -> SharedPermit | None:
+        if timeout is not None and timeout <= 0:
+            return None
         if presence.is_inside():
             raise NimueSemaphoreError(
                 "a finalizer or a signal handler cannot wait for a permit while its own thread is "
@@ -226,7 +240,8 @@ class SharedSemaphore:
             NimueSemaphoreTimeout: there was none in time; the message says who holds them.
             NimueSemaphoreLost: the files have gone.
         """
-        permit = self.take(timeout)
+        presence = self._here()
+        permit = presence.try_take() or self._wait(presence, timeout)
         if permit is None:
             raise NimueSemaphoreTimeout(
                 f"no permit of semaphore {self.name!r} within {timeout:g} s: {self.snapshot()}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from _thread import get_native_id
+from threading import local
 from time import monotonic_ns, sleep
 from typing import Protocol
 
@@ -28,6 +29,16 @@ _TRIES = 20
 _FREE, _HELD = bytes((FREE,)), bytes((HELD,))
 
 
+class _Running(local):
+    """The running thread's number in the kernel, which is asked once for each thread.
+
+    Not in a child that was forked meanwhile: there, the number of the one thread is another.
+    """
+
+    def __init__(self) -> None:
+        self.thread = get_native_id() & 0xFFFFFFFF
+
+
 class Claim(Protocol):
     """What a byte is taken for. It exists before, and gives the byte back when it is dropped."""
 
@@ -45,6 +56,7 @@ class Slots:
 
     def __init__(self, locks: RecordLocks, map: Map, who: Identity) -> None:
         self._locks, self._map, self._who = locks, map, who
+        self._running = _Running()
         self.held: dict[int, int] = {}
         #: The byte whose give_back has begun, in case that it is cut short.
         self._leaving = 0
@@ -55,7 +67,7 @@ class Slots:
 
     def take_any(self, claim: Claim) -> bool:
         """Take a slot that nobody has locked: one that looks free, or one whose owner is dead."""
-        find, looks_free = self._map.bytes.find, self._locks.looks_free
+        find = self._map.bytes.find
         at = find(_FREE, HINTS, HINTS_END)
         while at >= 0:
             if self._take(claim, at - HINTS):
@@ -63,7 +75,7 @@ class Slots:
             at = find(_FREE, at + 1, HINTS_END)
         at = find(_HELD, HINTS, HINTS_END)
         while at >= 0:
-            if looks_free(at + SLOT - HINTS) and self._take(claim, at - HINTS):
+            if self._locks.looks_free(at + SLOT - HINTS) and self._take(claim, at - HINTS):
                 return True
             at = find(_HELD, at + 1, HINTS_END)
         return False
@@ -88,12 +100,12 @@ class Slots:
         if hint == HELD:  # whoever gives back says FREE before it unlocks
             self._map.count_reclaimed(slot)
         self._map.bytes[HINTS + slot] = HELD
-        self.sign(byte)
+        self._map.sign_slot(slot, self._who, self._running.thread, monotonic_ns())
         return True
 
     def sign(self, byte: int) -> None:
         """Enter the running thread as the holder, since now."""
-        self._map.sign_slot(byte - SLOT, self._who, get_native_id() & 0xFFFFFFFF, monotonic_ns())
+        self._map.sign_slot(byte - SLOT, self._who, self._running.thread, monotonic_ns())
 
     def take_turn(self, claim: Claim, limit: int) -> bool:
         """Take one of the first ``limit`` turns to connect."""

@@ -1,6 +1,7 @@
-"""``python -m stress bench``: nimue against its peers, in one run, as ratios, with a verdict.
+"""``python -m stress bench [suite]``: nimue against its peers, in one run, with a verdict.
 
-::
+A suite is a set of measurements. The first of ``SUITES``, the pool's, is the one that runs if none
+is named::
 
     fake.py         a driver that costs nothing      contenders.py   the pools over it
     runs.py         interleaving, crowds             report.py       tables, targets, JSON
@@ -23,10 +24,11 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from stress.bench import contended, footprint, forking, scale, spike, uncontended
-from stress.bench.contenders import ALL, Contender
+from stress.bench.contenders import ALL, Contender, Nimue
 from stress.bench.report import Part, Sheet, compare, verdict
 from stress.bench.runs import Context
 
@@ -46,7 +48,48 @@ TITLES = {
     "e": forking.TITLE,
     "f": footprint.TITLE,
 }
+#: A suite with a command line of its own.
 TOTAL = "one limit for four processes, on a real PostgreSQL"
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Measurements that are run and judged together.
+
+    They are imported when they are asked for: the pool's has processes without nimue.
+
+    Args:
+        says: what it is, in a line.
+        where: the module that has ``PARTS`` and ``TITLES``, each by the letter that stands for it.
+        contenders: whether the pools that can be had are measured.
+    """
+
+    says: str
+    where: str
+    contenders: bool = False
+
+    @property
+    def parts(self) -> dict[str, Callable[[Context], Part]]:
+        parts: dict[str, Callable[[Context], Part]] = importlib.import_module(self.where).PARTS
+        return parts
+
+    @property
+    def titles(self) -> dict[str, str]:
+        titles: dict[str, str] = importlib.import_module(self.where).TITLES
+        return titles
+
+
+SUITES = {
+    "pool": Suite(
+        "nimue against its peers over one fake driver, as ratios, with a verdict",
+        __name__,
+        contenders=True,
+    ),
+    "semaphore": Suite(
+        "nimue.SharedSemaphore beside multiprocessing's, with a verdict",
+        "stress.bench.semaphore",
+    ),
+}
 INSTALL = "pip install -e '.[bench]'"
 
 
@@ -55,21 +98,21 @@ def main(argv: list[str] | None = None) -> int:
     given = sys.argv[1:] if argv is None else argv
     if given[:1] == ["total"]:
         return int(importlib.import_module("stress.bench.total").main(given[1:]))
-    options = _parser().parse_args(argv)
-    earlier = json.loads(options.compare.read_text()) if options.compare else None
-    present = _present()
+    options = _options(argv)
+    suite = SUITES[options.suite]
+    present = _present() if suite.contenders else []
     context = Context(present, options.quick, random.Random(options.seed))
-    sheet = Sheet(_versions(present), options.quick, options.seed)
+    sheet = Sheet(_versions(suite, present), options.quick, options.seed, suite=options.suite)
     print(", ".join(f"{name} {version}" for name, version in sheet.versions.items()))
     print(_busy())
     for key in options.only:
         start = time.monotonic()
-        part = _measure(key, context)
+        part = _measure(suite, key, context)
         sheet.parts.append(part)
         print("\n".join(part.lines()))
         print(f"\n  ({time.monotonic() - start:.1f} s)", flush=True)
-    if earlier is not None:
-        print("\n".join(compare(earlier, sheet)))
+    if options.compare is not None:
+        print("\n".join(compare(options.compare, sheet)))
     if options.json:
         options.json.write_text(json.dumps(sheet.as_json(), indent=1) + "\n")
     if options.no_verdict:
@@ -88,25 +131,58 @@ def _busy() -> str:
     )
 
 
-def _measure(key: str, context: Context) -> Part:
+def _measure(suite: Suite, key: str, context: Context) -> Part:
     """One part; an error in it is a miss, and the others go on."""
     try:
-        return PARTS[key](context)
+        return suite.parts[key](context)
     except Exception:
-        part = Part(key, TITLES[key], traceback.format_exc())
+        part = Part(key, suite.titles[key], traceback.format_exc())
         part.at_most("measured without an error", 0, None)
         return part
 
 
+def _options(argv: list[str] | None) -> argparse.Namespace:
+    """What is asked for; what cannot be is refused with a word on what can."""
+    parser = _parser()
+    options = parser.parse_args(argv)
+    parts = SUITES[options.suite].parts
+    only = options.only if options.only is not None else list(parts)
+    unknown = sorted(set(only) - set(parts))
+    if unknown:
+        there = f"there is {min(parts)} to {max(parts)}"
+        parser.error(f"argument --only: no measurement {', '.join(unknown)}; {there}")
+    options.only = sorted(set(only))
+    if options.compare:
+        options.compare = json.loads(options.compare.read_text())
+        earlier = options.compare.get("suite", "pool")
+        if earlier != options.suite:
+            parser.error(f"argument --compare: that run was of {earlier!r}, not {options.suite!r}")
+    return options
+
+
+class _Parser(argparse.ArgumentParser):
+    """Its help lists what there is; only then is it all imported."""
+
+    def format_help(self) -> str:
+        listed = ""
+        for name, suite in SUITES.items():
+            listed += f"\n{name}: {suite.says}\n"
+            listed += "".join(f"  {key}  {title}\n" for key, title in suite.titles.items())
+        listed += f"\ntotal: {TOTAL}\n  see python -m stress bench total --help\n"
+        self.epilog = f"suites, and their measurements:\n{listed}"
+        return super().format_help()
+
+
 def _parser() -> argparse.ArgumentParser:
-    listed = "\n".join(f"  {key}  {title}" for key, title in TITLES.items())
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="python -m stress bench",
-        description="nimue against its peers over one fake driver, as ratios, with a verdict.",
-        epilog=f"measurements:\n{listed}\n\nanother suite:\n  total  {TOTAL}",
+        description="Figures beside those of peers, from one run, with a verdict.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--only", type=_keys, default=list(PARTS), metavar="a,b,...")
+    parser.add_argument(
+        "suite", nargs="?", choices=SUITES, default="pool", help="what is measured; default: pool"
+    )
+    parser.add_argument("--only", type=_keys, metavar="a,b,...", help="these measurements")
     parser.add_argument("--quick", action="store_true", help="under 40 seconds, less exact")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure there")
     parser.add_argument("--compare", type=Path, metavar="FILE", help="an earlier run's JSON")
@@ -116,11 +192,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _keys(text: str) -> list[str]:
-    keys = [key.strip() for key in text.split(",")]
-    unknown = sorted(set(keys) - set(PARTS))
-    if unknown:
-        raise argparse.ArgumentTypeError(f"no measurement {', '.join(unknown)}; there is a to f")
-    return sorted(set(keys))
+    return [key.strip() for key in text.split(",")]
 
 
 def _present() -> list[type[Contender]]:
@@ -132,6 +204,8 @@ def _present() -> list[type[Contender]]:
     return [contender for contender in ALL if missing[contender.name] is None]
 
 
-def _versions(present: list[type[Contender]]) -> dict[str, str]:
+def _versions(suite: Suite, present: list[type[Contender]]) -> dict[str, str]:
     versions = {"Python": platform.python_version(), "on": platform.platform(terse=True)}
+    if not suite.contenders:
+        versions["nimue"] = Nimue.version()
     return versions | {contender.name: contender.version() for contender in present}

@@ -110,10 +110,12 @@ class Sheet:
     quick: bool
     seed: int
     parts: list[Part] = field(default_factory=list)
+    suite: str = "pool"
 
     def as_json(self) -> dict[str, Any]:
         targets = [target for part in self.parts for target in part.targets]
         return {
+            "suite": self.suite,
             "versions": dict(self.versions),
             "quick": self.quick,
             "seed": self.seed,

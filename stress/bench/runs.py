@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean, median
@@ -16,6 +17,7 @@ from typing import Any, TypeVar
 from stress.bench.contenders import Contender
 
 T = TypeVar("T")
+K = TypeVar("K", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,41 @@ class Context:
 def paired(values: Sequence[float], base: Sequence[float]) -> float:
     """The median of the ratios taken round by round."""
     return median(value / other for value, other in zip(values, base, strict=True))
+
+
+def percentile(values: Sequence[float], percent: float) -> float:
+    """The least of the values that so many percent of them do not exceed (the nearest rank).
+
+    Raises:
+        ValueError: there are none, or no such percentage.
+    """
+    if not values or not 0 < percent <= 100:
+        raise ValueError(f"no {percent:g} % of {len(values)} values")
+    return sorted(values)[math.ceil(len(values) * percent / 100) - 1]
+
+
+def once(loop: Callable[[int], None], count: int) -> float:
+    """Nanoseconds for each of so many repetitions."""
+    start = time.perf_counter_ns()
+    loop(count)
+    return (time.perf_counter_ns() - start) / count
+
+
+def repeat(
+    ctx: Context, loops: Mapping[K, Callable[[int], None]], rounds: int, ms: float = 10.0
+) -> dict[K, list[float]]:
+    """Nanoseconds per repetition, one figure a round, in which every loop takes about ``ms``."""
+    counts = {name: calibrate(loop, ms) for name, loop in loops.items()}
+    times: dict[K, list[float]] = {name: [] for name in loops}
+    for name in ctx.interleaved(list(loops), rounds):
+        times[name].append(once(loops[name], counts[name]))
+    return times
+
+
+def calibrate(loop: Callable[[int], None], ms: float) -> int:
+    """How many repetitions take about so long; it warms the code up as well."""
+    loop(2000)
+    return max(100, int(ms * 1e6 / once(loop, 1000)))
 
 
 @dataclass

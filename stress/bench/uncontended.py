@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import inspect
-import time
-from collections.abc import Callable
 from statistics import median
 
 from stress.bench import fake
 from stress.bench.contenders import Contender
 from stress.bench.report import Part, Table, ratio
-from stress.bench.runs import Context, paired
+from stress.bench.runs import Context, paired, repeat
 
 SIZE = 10
 TITLE = "uncontended acquire + release, one thread, 10 idle connections"
@@ -42,23 +40,7 @@ def _time(ctx: Context, pools: dict[str, Contender], habit: str) -> dict[str, li
     loops = {
         name: pool.loop if habit == "named" else pool.loop_dropped for name, pool in pools.items()
     }
-    counts = {name: _calibrate(loop) for name, loop in loops.items()}
-    times: dict[str, list[float]] = {name: [] for name in pools}
-    for name in ctx.interleaved(list(pools), ctx.pick(81, 21)):
-        times[name].append(_once(loops[name], counts[name]))
-    return times
-
-
-def _once(loop: Callable[[int], None], count: int) -> float:
-    start = time.perf_counter_ns()
-    loop(count)
-    return (time.perf_counter_ns() - start) / count
-
-
-def _calibrate(loop: Callable[[int], None]) -> int:
-    """How many uses take about 10 ms; it warms the code up as well."""
-    loop(2000)
-    return max(100, int(10e6 / _once(loop, 1000)))
+    return repeat(ctx, loops, ctx.pick(81, 21))
 
 
 def _tell(
