@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from nimue.semaphore.family import Family
     from nimue.semaphore.files import names
     from nimue.semaphore.layout import Figures
+    from nimue.semaphore.observer import Observation, observe
     from nimue.semaphore.shared import SharedSemaphore
     from nimue.semaphore.snapshot import Holder, Row, Snapshot, WaitingProcess
 
@@ -24,6 +25,7 @@ __all__ = [
     "Family",
     "Figures",
     "Holder",
+    "Observation",
     "Permit",
     "Row",
     "SharedSemaphore",
@@ -31,17 +33,20 @@ __all__ = [
     "Unlimited",
     "WaitingProcess",
     "names",
+    "observe",
 ]
 
 _HOMES = {
     "Family": "family",
     "Figures": "layout",
     "Holder": "snapshot",
+    "Observation": "observer",
     "Row": "snapshot",
     "SharedSemaphore": "shared",
     "Snapshot": "snapshot",
     "WaitingProcess": "snapshot",
     "names": "files",
+    "observe": "observer",
 }
 
 
