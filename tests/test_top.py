@@ -218,7 +218,7 @@ def test_what_the_pools_tell(tmp_path):
     numbers = [str(number) for number in (11, 12, 13, 14, 15, 16, 17)]
     shown = line(tmp_path, os.getpid())
     assert numbers == shown.split()[3:10] or numbers == shown.split()[2:9], shown
-    assert re.search(r" 2\.\d s +23 +24 ", shown)
+    assert re.search(r" \d[.\d]* s +23 +24 ", shown)
 
 
 def test_the_semaphore_itself(tmp_path):
