@@ -178,6 +178,28 @@ def test_giving_back_twice_does_not_take_from_the_next(tmp_path):
     second.give_back()
 
 
+def test_a_permit_is_given_back_while_another_thread_is_at_the_table(semaphore):
+    """It is on a list then, and no less given back; nobody is told that it was dropped."""
+    permit = semaphore.acquire()
+    presence = permit._presence
+    inside, go_on = threading.Event(), threading.Event()
+
+    def edit():
+        with presence.lock:
+            inside.set()
+            assert go_on.wait(10)
+        presence.settle()
+
+    editing = spawn(edit)
+    assert inside.wait(10)
+    permit.give_back()
+    assert not permit.is_held and semaphore.snapshot().held == 1
+    del permit
+    go_on.set()
+    editing.result()
+    assert semaphore.snapshot().held == 0
+
+
 def test_a_permit_that_is_dropped_comes_back(semaphore):
     permit = semaphore.acquire()
     with pytest.warns(ResourceWarning, match="dropped"):

@@ -3,7 +3,7 @@
 import argparse
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -70,19 +70,44 @@ def parser() -> argparse.ArgumentParser:
         help="use this PostgreSQL server (a libpq connection string) and not one of the demo's own",
     )
     demo.set_defaults(run=run_demo, parser=demo)
+    _add_top(commands)
     return top
 
 
-def lacking(embedded: bool) -> str | None:
+def _add_top(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    from nimue.cli.top_columns import explain
+
+    summary = "who holds the permits of your shared semaphores, who waits, and their pools"
+    top = commands.add_parser(
+        "top",
+        help=summary,
+        description="Shows who holds the permits of your shared semaphores, who waits, and what\n"
+        "their pools tell, until Ctrl-C. It takes part in nothing: nothing is locked,\n"
+        "made or changed. Where the output is no terminal, it shows one picture.",
+        epilog=explain(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    top.add_argument("name", nargs="?", help="only this semaphore (default: all)")
+    top.add_argument(
+        "--directory",
+        help="where they are (default: $NIMUE_DIR, or /dev/shm/nimue-<uid>, or the same in the "
+        "directory for temporary files)",
+    )
+    top.add_argument("--once", action="store_true", help="one picture")
+    top.add_argument("--json", action="store_true", help="one picture, for programs")
+    top.set_defaults(run=run_top)
+
+
+def lacking(command: str, needed: Iterable[str]) -> str | None:
     """The message for whoever has not installed the extra."""
     from nimue.cli import extra
 
-    absent = extra.missing((*NEEDED, EMBEDDED) if embedded else NEEDED)
+    absent = extra.missing(needed)
     if not absent:
         return None
     names = ", ".join(absent)
     return (
-        f"nimue demo: not installed: {names}. Install the extra with\n"
+        f"nimue {command}: not installed: {names}. Install the extra with\n"
         "    pip install 'nimue[demo]'\n"
         "or, in a checkout,\n"
         "    pip install -e '.[demo]'"
@@ -112,13 +137,23 @@ def demo_options(namespace: argparse.Namespace) -> "Options":
 
 
 def run_demo(namespace: argparse.Namespace) -> int:
-    message = lacking(embedded=not hasattr(namespace, "dsn"))
+    message = lacking("demo", NEEDED if hasattr(namespace, "dsn") else (*NEEDED, EMBEDDED))
     if message is not None:
         print(message, file=sys.stderr)
         return 2
     from nimue.cli import demo
 
     return demo.run(demo_options(namespace))
+
+
+def run_top(namespace: argparse.Namespace) -> int:
+    message = lacking("top", ("psutil",) if namespace.json else ("psutil", "rich"))
+    if message is not None:
+        print(message, file=sys.stderr)
+        return 2
+    from nimue.cli.top import Options, run
+
+    return run(Options(namespace.name, namespace.directory, namespace.once, namespace.json))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

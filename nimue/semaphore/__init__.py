@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from nimue.semaphore.family import Family
     from nimue.semaphore.files import names
     from nimue.semaphore.layout import Figures, News
+    from nimue.semaphore.observer import Observation, observe
     from nimue.semaphore.shared import SharedSemaphore
     from nimue.semaphore.snapshot import Holder, Row, Snapshot, WaitingProcess
 
@@ -25,12 +26,14 @@ __all__ = [
     "Figures",
     "Holder",
     "News",
+    "Observation",
     "Permit",
     "Row",
     "SharedSemaphore",
     "Snapshot",
     "WaitingProcess",
     "names",
+    "observe",
 ]
 
 _HOMES = {
@@ -39,11 +42,13 @@ _HOMES = {
     "Figures": "layout",
     "Holder": "snapshot",
     "News": "layout",
+    "Observation": "observer",
     "Row": "snapshot",
     "SharedSemaphore": "shared",
     "Snapshot": "snapshot",
     "WaitingProcess": "snapshot",
     "names": "files",
+    "observe": "observer",
 }
 
 

@@ -121,6 +121,26 @@ def open_directory(directory: str | os.PathLike[str] | None) -> str:
                 f"directory {path} cannot be made: {os.path.dirname(path)} does not exist"
             ) from error
         status = os.lstat(path)
+    _check_directory(path, status)
+    return path
+
+
+def find_directory(directory: str | os.PathLike[str] | None) -> tuple[str, bool]:
+    """The absolute path of the directory, and whether there is one; it is not made.
+
+    Raises:
+        NimueSemaphoreUnsafe: as for ``open_directory``.
+    """
+    path = os.path.abspath(os.fspath(directory or default_directory()))
+    try:
+        status = os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return path, False
+    _check_directory(path, status)
+    return path, True
+
+
+def _check_directory(path: str, status: os.stat_result) -> None:
     if not stat.S_ISDIR(status.st_mode):
         raise NimueSemaphoreUnsafe(f"{path} is not a directory (a symbolic link is not followed)")
     _check_owner(f"directory {path}", status)
@@ -130,7 +150,6 @@ def open_directory(directory: str | os.PathLike[str] | None) -> str:
             f"directory {path} is on a network filesystem ({kind}): a semaphore needs one of this "
             "host's own; choose it by directory= or $NIMUE_DIR"
         )
-    return path
 
 
 def _check_owner(what: str, status: os.stat_result) -> None:
@@ -172,6 +191,18 @@ def open_file(path: str, create: bool = True) -> OpenFile:
         NimueSemaphoreUnwritable: it cannot be made.
     """
     return _open(path, os.O_RDWR | (os.O_CREAT if create else 0), stat.S_ISREG, "a plain file")
+
+
+def open_to_read(path: str) -> OpenFile:
+    """Open a plain file of this user's alone, to change nothing; errors as for ``open_file``.
+
+    Raises:
+        NimueSemaphoreUnsafe: also where it must not be read.
+    """
+    try:
+        return _open(path, os.O_RDONLY, stat.S_ISREG, "a plain file")
+    except NimueSemaphoreUnwritable as error:
+        raise NimueSemaphoreUnsafe(f"{path} cannot be read: {error.__cause__}") from error
 
 
 def open_pipe(path: str, flags: int) -> OpenFile:

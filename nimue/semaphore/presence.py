@@ -33,20 +33,23 @@ class SharedPermit:
     permit that is dropped comes back by itself, with a ResourceWarning.
     """
 
-    __slots__ = ("_presence", "byte", "serial")
+    __slots__ = ("_is_returned", "_presence", "byte", "serial")
 
     def __init__(self, presence: Presence, serial: int) -> None:
         self._presence = presence
         self.serial = serial
         self.byte = 0
+        self._is_returned = False
 
     def give_back(self) -> None:
         self._presence.give_back(self.byte, self.serial)
+        # It may be on the list still, that another thread is about to carry out.
+        self._is_returned = True
 
     @property
     def is_held(self) -> bool:
         """Whether it is still this process's."""
-        return self._presence.has(self.byte, self.serial)
+        return not self._is_returned and self._presence.has(self.byte, self.serial)
 
     def __repr__(self) -> str:
         return f"<permit {self.byte} {'held' if self.is_held else 'given back'}>"
@@ -54,7 +57,7 @@ class SharedPermit:
     def __del__(self) -> None:
         try:
             presence = self._presence
-            if presence.slots.held.get(self.byte) != self.serial:
+            if self._is_returned or presence.slots.held.get(self.byte) != self.serial:
                 return  # never granted, or given back
         except AttributeError:
             return  # cut short while it was made

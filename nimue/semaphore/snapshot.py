@@ -37,6 +37,8 @@ class Holder:
     is_dead: bool
     #: It is in another pid namespace, and ``pid`` is its number there.
     is_elsewhere: bool
+    #: That of ``pid``; 0 where the platform does not tell.
+    namespace: int
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ class WaitingProcess:
     #: Seconds since the oldest of them began.
     since: float
     is_elsewhere: bool
+    namespace: int
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,7 @@ class Row:
     command: str
     has_idle: bool
     is_elsewhere: bool
+    namespace: int
     figures: Figures
 
 
@@ -136,7 +140,7 @@ def _holders(core: Core) -> list[Holder]:
         count, since = found.get(key, (0, now))
         found[key] = count + 1, min(since, row.since)
     return [
-        Holder(pid, count, max(0, now - since) / 1e9, is_dead, home != namespace)
+        Holder(pid, count, max(0, now - since) / 1e9, is_dead, home != namespace, home)
         for (pid, home, is_dead), (count, since) in found.items()
     ]
 
@@ -149,7 +153,8 @@ def _waiters(core: Core) -> list[WaitingProcess]:
         row = core.map.member(member)
         if presence.members.is_live(member) and core.map.bytes[WAITS + member]:
             waited = max(0, now - row.ticket) / 1e9
-            found.append(WaitingProcess(row.pid, row.threads, waited, row.namespace != namespace))
+            is_elsewhere = row.namespace != namespace
+            found.append(WaitingProcess(row.pid, row.threads, waited, is_elsewhere, row.namespace))
     return found
 
 
@@ -165,5 +170,6 @@ def read_rows(core: Core) -> list[Row]:
             command = "" if is_elsewhere else command_line(row.pid)
             has_idle = bool(core.map.bytes[IDLE + member])
             if row.pid and presence.members.is_live(member):
-                rows.append(Row(row.pid, row.started, command, has_idle, is_elsewhere, figures))
+                who = row.pid, row.started, command
+                rows.append(Row(*who, has_idle, is_elsewhere, row.namespace, figures))
     return rows
