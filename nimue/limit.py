@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any
-from weakref import WeakValueDictionary
+from weakref import WeakSet, WeakValueDictionary
 
-from nimue import ending, fork, goodbye, opener, sharing, sweep
+from nimue import ending, fork, opener, sharing, sweep
 from nimue.backoff import chance
 from nimue.error import NimueInvalidParameterValue, NimueSemaphoreError
 from nimue.settings import check_totalmax, refuse
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from nimue.work import Work
 
 logger = logging.getLogger("nimue")
+
+#: Whether a connection is in a transaction; see ``Driver.in_transaction``.
+AtRest = Callable[[Any], bool | None]
 
 #: Seconds between two looks at what the others want and tell, while this process has connections.
 TICK = 0.5
@@ -63,6 +66,13 @@ class Unlimited:
     def demand(self, state: State) -> Demand | None:
         """What others want of that pool; None if nothing."""
         return None
+
+    def join(self, state: State) -> None:
+        """There is a pool under this limit."""
+
+    def unless_wanted(self, state: State, at_rest: AtRest) -> AtRest:
+        """What a release asks before it takes the short way; None if others want what comes."""
+        return at_rest
 
     def tell(self, state: State) -> None:
         """A pool has changed: let the others see at once whether there is something to be had."""
@@ -112,15 +122,28 @@ class SharedLimit(Unlimited):
     to who wants a connection, and to nobody else.
     """
 
-    __slots__ = ("__weakref__", "_failure", "_family", "_idle", "_wishes", "semaphore")
+    __slots__ = (
+        "__weakref__",
+        "_failure",
+        "_family",
+        "_has",
+        "_known",
+        "_publish_at",
+        "_wishes",
+        "semaphore",
+    )
 
     def __init__(self, semaphore: SharedSemaphore) -> None:
         self.semaphore, self._family = semaphore, semaphore.family
-        #: In which process it was told last whether there are idle connections, and what.
-        self._idle = (0, False)
+        #: In which process it was told last whether there are connections, and what. Whether any
+        #: of them is idle changes too often; who is asked for one and has none has lost little.
+        self._has = (0, False)
         #: Connections that others have asked for, and that were not found yet.
         self._wishes = 0
         self._failure = ""
+        self._publish_at = 0.0
+        #: The pools that share it here; in a child, its parent's as well.
+        self._known: WeakSet[State] = WeakSet()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _shared, (self.semaphore,)
@@ -155,14 +178,33 @@ class SharedLimit(Unlimited):
             sleep(0.002 + 0.006 * chance())
         return turn
 
+    def unless_wanted(self, state: State, at_rest: AtRest) -> AtRest:
+        def ask(raw: Any) -> bool | None:
+            return None if self._is_wanted(state) else at_rest(raw)
+
+        return ask
+
+    def _is_wanted(self, state: State) -> bool:
+        """Whether others seem to want this pool's connections, as far as it has not said no."""
+        semaphore = self.semaphore
+        waiting = semaphore.who_waits()
+        if waiting is None:
+            return semaphore.excess > 0 or (len(self._known) > 1 and semaphore.waits_here)
+        kept_from, until = state.kept
+        return waiting != kept_from or not state.waiters or monotonic() >= until
+
     def demand(self, state: State) -> Demand | None:
         demand = None
         try:
-            if self.semaphore.others_waiting() or self.semaphore.excess:
+            waiting = self.semaphore.who_waits()
+            if waiting is not None or self.semaphore.excess:
+                state.kept = (waiting, 0.0)
                 demand = self._family.demand()
         except (NimueSemaphoreError, OSError) as error:
             self._note(error)
-        return self._demand_here(state, demand) if self.semaphore.waits_here else demand
+        if len(self._known) > 1 and self.semaphore.waits_here:
+            return self._demand_here(state, demand)
+        return demand
 
     def _demand_here(self, state: State, demand: Demand | None) -> Demand | None:
         """With what other pools of this process want, that share the limit."""
@@ -173,12 +215,16 @@ class SharedLimit(Unlimited):
         here = sharing.demand_of(len(waiting), self.totalmax, least)
         return here if demand is None else sharing.both(here, demand)
 
+    def join(self, state: State) -> None:
+        with fork.registry_lock():
+            self._known.add(state)
+
     def tell(self, state: State) -> None:
         try:
-            known = (state.pid, bool(state.idle))
-            if self._idle != known:
-                self._idle = known
-                self._family.has_idle(any(each.idle for each in self._states()))
+            known = (state.pid, bool(state.entries))
+            if self._has != known:
+                self._has = known
+                self._family.has_idle(any(each.entries for each in self._pools(state)))
             if state.connecting and not state.waiters:
                 self.semaphore.nudge()
         except (NimueSemaphoreError, OSError) as error:
@@ -204,19 +250,21 @@ class SharedLimit(Unlimited):
                 works += sharing.shed(state, min(max(1, self._wishes), demand.wanted))
             self._wishes = 0
             self.tell(state)
-            self.publish(now)
+            if now >= self._publish_at:
+                self.publish(state, now)
         except (NimueSemaphoreError, OSError) as error:
             self._note(error)
             works = []
         return works, now + (TICK if state.entries or state.waiters else sweep.LEISURE)
 
-    def publish(self, now: float) -> None:
+    def publish(self, state: State, now: float) -> None:
         """Show what this process does.
 
         Raises:
             NimueSemaphoreError: the files have gone.
         """
-        self._family.publish(_figures(list(self._states()), now))
+        self._publish_at = now + TICK / 2
+        self._family.publish(_figures(self._pools(state), now))
 
     def _heed(self, state: State) -> list[Work]:
         """Act upon what concerns all."""
@@ -264,10 +312,13 @@ class SharedLimit(Unlimited):
             self._note(error)
 
     def _others(self, state: State) -> list[State]:
-        return [each for each in self._states() if each is not state]
+        return [each for each in self._pools(state) if each is not state]
 
-    def _states(self) -> Iterable[State]:
-        return (state for state in goodbye.guests() if state.limit is self)
+    def _pools(self, state: State) -> list[State]:
+        """The pools of this process that share the limit, ``state`` among them."""
+        with fork.registry_lock():
+            known = list(self._known)
+        return [each for each in known if each.pid == state.pid]
 
     def _note(self, error: Exception) -> None:
         """Say it once."""

@@ -64,7 +64,7 @@ def returned(
             return []
         entry.thread = 0
         if fit and sharing.must_yield_locked(state, entry, now, demand):
-            return sharing.yield_locked(state, entry)
+            return sharing.yield_locked(state, entry, now)
         return state.settle_locked(entry, now) if fit else state.condemn_locked(entry)
 
 

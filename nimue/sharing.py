@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from time import monotonic
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -13,6 +14,14 @@ if TYPE_CHECKING:
 #: Seconds after which a permit goes to a process that waits and has fewer: where there are more
 #: processes than permits, each gets its turn.
 QUANTUM = 0.2
+
+#: Seconds for which a process that has no more than those that wait does not compare again, as long
+#: as the same ones wait.
+KEEP = 0.05
+
+#: Seconds for which a connection that was given up counts as one on its way to who waits: that one
+#: is seen waiting until it has closed, and the permit has come.
+ON_ITS_WAY = 0.003
 
 
 def demand_of(pools: int, limit: int, least: int) -> Demand:
@@ -35,19 +44,26 @@ def must_yield_locked(state: State, entry: Entry, now: float, demand: Demand | N
     """Whether a connection that comes back is to be closed, for another process to open one.
 
     If nobody waits here; or, though somebody does, if this process has more than its share, or has
-    had more than one that waits for long enough. No more at a time than are wanted: who waits is
-    still seen waiting until the first of them is closed.
+    had more than one that waits for long enough.
     """
-    if demand is None or len(state.closing) >= demand.wanted:
+    if demand is None:
+        return False
+    state.yielded = [moment for moment in state.yielded if now - moment < ON_ITS_WAY]
+    if len(state.yielded) >= demand.wanted:
         return False
     if not state.waiters:
         return True
     mine = len(state.entries) - len(state.connecting) - len(state.closing)
-    return mine > demand.share or (mine > demand.least and now - entry.permitted >= QUANTUM)
+    if mine > demand.share:
+        return True
+    if mine <= demand.least:
+        state.kept = (state.kept[0], now + KEEP)
+    return mine > demand.least and now - entry.permitted >= QUANTUM
 
 
-def yield_locked(state: State, entry: Entry) -> list[Work]:
+def yield_locked(state: State, entry: Entry, now: float) -> list[Work]:
     """Have ``entry``, which is in nobody's hands, closed for another process."""
+    state.yielded.append(now)
     works = state.condemn_locked(entry)
     state.refilling = False  # `poolmin` is a wish: the next round of checks tries again
     state.figures.shed += 1
@@ -56,6 +72,7 @@ def yield_locked(state: State, entry: Entry) -> list[Work]:
 
 def shed(state: State, count: int) -> list[Work]:
     """Have so many idle connections closed for other processes, the longest unused first."""
+    now = monotonic()
     works: list[Work] = []
     with state.lock:
         if not state.waiters:
@@ -63,5 +80,5 @@ def shed(state: State, count: int) -> list[Work]:
                 if len(works) == count:
                     break
                 if state.idle.unshelve(spare):
-                    works += yield_locked(state, spare[2])
+                    works += yield_locked(state, spare[2], now)
     return works

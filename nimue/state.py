@@ -17,7 +17,6 @@ from nimue.connection import NimueConnection, Refusal, Spare, lend, make_spare
 from nimue.entry import Entry
 from nimue.error import NimueError, NimuePoolClosedError, closed_error
 from nimue.idle import Idle
-from nimue.limit import UNLIMITED
 from nimue.stats import Figures
 from nimue.waiters import Waiter, Waiters
 from nimue.work import Stray, Task, Work
@@ -53,7 +52,7 @@ class State:
         *("connecting", "checking", "closing", "calm", "is_shut", "verbose", "figures", "backoff"),
         *("bequest", "severed_in", "poison", "generation", "next_cycle", "next_look", "refilling"),
         *("post", "news", "crew", "closed", "driver", "in_transaction", "settings", "soil"),
-        *("unchecked_for", "fresh_for", "limit", "heeded"),
+        *("unchecked_for", "fresh_for", "limit", "heeded", "yielded", "kept"),
     )
 
     def __init__(
@@ -101,11 +100,16 @@ class State:
         self.closed = Entry(None, Refusal(self._closed_error), 0)
         #: What concerns all processes, as far as this one has acted upon it.
         self.heeded = self.limit.news()
+        #: When connections were last given up for others.
+        self.yielded: list[float] = []
+        #: From whom, and how long, what comes back is kept without another look at their wants.
+        self.kept: tuple[bytes | None, float] = (None, 0.0)
         if driver is not None:
             self.adopt(driver)
         self.apply(settings)
         fork.join(self)
         goodbye.remember(self)
+        self.limit.join(self)
 
     @property
     def is_inside(self) -> bool:
@@ -125,18 +129,17 @@ class State:
     def apply(self, settings: Settings) -> None:
         """Let these settings rule from now on.
 
-        Who wants to know more of each acquire or release makes it take the long way; so do other
-        processes that may want what comes back.
+        Who wants to know more of each acquire or release makes it take the long way.
         """
         self.settings = settings
-        self.soil = self.verbose or settings.on_return is not None or self.limit is not UNLIMITED
+        self.soil = self.verbose or settings.on_return is not None
         curious = self.verbose or settings.leak_timeout is not None
         self.unchecked_for = settings.unchecked_for()
         self.fresh_for = -1.0 if curious else self.unchecked_for
 
     def adopt(self, driver: Driver) -> None:
         """Let ``driver`` answer for this pool's connections."""
-        self.in_transaction = driver.in_transaction
+        self.in_transaction = self.limit.unless_wanted(self, driver.in_transaction)
         self.driver = driver
 
     @property
@@ -318,7 +321,9 @@ class State:
                 self.figures.waited(monotonic() - waiter.since)
                 self.waiters.hand(waiter, lend(self, entry))
             self.calm = not self.waiters and not self.is_shut
-            return waiter is not None
+        if self.connecting and not self.waiters:
+            self.limit.tell(self)
+        return waiter is not None
 
     def serve(self) -> None:
         """A release without the lock has met waiters, or a pool that was being closed."""

@@ -22,7 +22,7 @@ def totalstats(state: State) -> NimueTotalStats:
             f"pool {state.name!r} has no totalmax: what other processes do is not known; "
             "poolstats() tells of this one"
         )
-    limit.publish(monotonic())
+    limit.publish(state, monotonic())
     snapshot = limit.semaphore.snapshot()
     rows = {(row.pid, row.is_elsewhere): row for row in limit.semaphore.family.rows()}
     permits = {

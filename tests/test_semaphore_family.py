@@ -110,7 +110,8 @@ def test_who_waits_asks_those_with_idle_connections(tmp_path):
     assert not poll.poll(0)
 
 
-def test_it_asks_as_many_as_its_threads_want_who_has_most_first(tmp_path):
+def test_it_asks_as_many_as_its_threads_want_who_has_most_first(tmp_path, monkeypatch):
+    monkeypatch.setattr("nimue.semaphore.waiter.ASK_NEXT", 0.5)
     semaphore, board = SharedSemaphore("s", 3, directory=tmp_path), Board()
 
     def offer(number, idle):

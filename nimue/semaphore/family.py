@@ -65,8 +65,8 @@ class Family:
         """A descriptor that becomes readable when a process that waits asks for a connection.
 
         Such a process asks as many of those who ``has_idle`` as it has threads that wait, two
-        milliseconds later the next ones, and all over again each time that it has waited in vain
-        for a twentieth of a second. It becomes readable for ``call_all`` as well. Poll the
+        milliseconds later the next ones, those that have some from then on when they have, and
+        all of them anew four times a second. It becomes readable for ``call_all`` as well. Poll the
         descriptor, and call ``heard`` when it is readable; it is this process's own, so a child
         calls ``listen`` again. None if all 256 rows are taken.
         """

@@ -272,11 +272,15 @@ class SharedSemaphore:
         What a process that was killed has left behind counts until somebody clears it; ask
         ``others_wait`` before acting upon this again and again.
         """
+        return self.who_waits() is not None
+
+    def who_waits(self) -> bytes | None:
+        """None if no other process seems to wait; else what differs when other ones do."""
         core = self._core or self._attach()
         waiting = core.map.bytes[WAITS : WAITS + 256]
-        if waiting == NOBODY:
-            return False
-        return waiting != core.here.queue.alone
+        if waiting in (NOBODY, core.here.queue.alone):
+            return None
+        return waiting
 
     @property
     def waits_here(self) -> bool:

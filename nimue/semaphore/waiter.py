@@ -22,6 +22,10 @@ NAP = 2.0
 #: that there is one may be old, for who takes it does not take that back at once.
 ASK_NEXT = 0.002
 
+#: After so many looks those that were asked are asked anew: what comes back to them meanwhile they
+#: give up by themselves, for they see who waits.
+ASK_ANEW = 5
+
 #: So many times in a row must nothing have happened before a process overtakes the head.
 IDLE_ROUNDS = 2
 
@@ -79,6 +83,7 @@ class Wait:
         self._idle_rounds = 0
         self._head: int | None = None
         self._asked: set[int] = set()
+        self._rounds = 0
 
     def run(self, queued: bool) -> None:
         while self._waiter.permit is None:
@@ -121,7 +126,9 @@ class Wait:
         seconds = LOOK_AGAIN * uniform(0.75, 1.0) * (1.0 if head is None else 1.6)
         heard = presence.watch.sleep(mailbox, self._left(ASK_NEXT if asks else seconds))
         if not asks:
-            self._asked.clear()
+            self._rounds += 1
+            if self._rounds % ASK_ANEW == 0:
+                self._asked.clear()
             self._idle_rounds = 0 if heard else self._idle_rounds + 1
 
     def _look_by_chance(self) -> None:
