@@ -19,11 +19,12 @@ from nimue.callback import HealthCheck, healthcheck_callback_std
 from nimue.connection import ALONE, make_spare
 from nimue.drivers.base import Driver
 from nimue.fork import door, settle
-from nimue.limit import Unlimited, limit_for
+from nimue.limit import Unlimited
 from nimue.parameter import Parameters
 from nimue.settings import DEFAULT, POOLMIN, Settings, check_timeout, poolmin_beside, refuse
 from nimue.state import State
 from nimue.stats import NimueConnectionPoolStats, NimueTotalStats
+from nimue.totalmax import limit_for
 from nimue.waiters import Waiter
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ from time import monotonic, monotonic_ns
 from typing import TYPE_CHECKING
 
 from nimue.error import NimueInvalidParameterValue
-from nimue.limit import SharedLimit
 from nimue.stats import NimueProcessStats, NimueTotalStats
+from nimue.totalmax import SharedLimit
 
 if TYPE_CHECKING:
     from nimue.semaphore import Row, Snapshot

@@ -23,7 +23,8 @@ LAYERS = (
     {name for name in TREES if name.startswith("semaphore/")},
     {"drivers/__init__", "drivers/postgres", "drivers/mysql", "drivers/sqlite"},
     {"entry", "connection", "idle", "upkeep", "sweep", "report", "opener", "claims", "ending"}
-    | {"lost", "monitor", "inherit", "state", "growth", "acquire", "outcome", "sharing", "limit"},
+    | {"lost", "monitor", "inherit", "state", "growth", "acquire", "outcome", "sharing", "limit"}
+    | {"totalmax"},
     {"pool", "recipe", "totals"},
     {"__init__"},
     {name for name in TREES if name.startswith("cli/")} | {"__main__"},

@@ -1,0 +1,315 @@
+"""``totalmax``: how many connections all processes may have, and what they tell each other."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from time import monotonic, sleep
+from typing import TYPE_CHECKING, Any
+from weakref import WeakSet, WeakValueDictionary
+
+from nimue import ending, fork, opener, sharing, sweep
+from nimue.backoff import chance
+from nimue.error import NimueSemaphoreError
+from nimue.limit import UNLIMITED, AtRest, Unlimited
+from nimue.settings import check_totalmax, refuse
+
+if TYPE_CHECKING:
+    from nimue.semaphore import Demand, Figures, News, Permit, SharedSemaphore
+    from nimue.state import State
+    from nimue.work import Work
+
+logger = logging.getLogger("nimue")
+
+
+#: Seconds between two looks at what the others want and tell, while this process has connections.
+TICK = 0.5
+
+#: Seconds after which a connection is opened although no turn to connect has come: the turns tame
+#: a rush, and limit nothing.
+TURN_PATIENCE = 1.0
+
+
+class SharedLimit(Unlimited):
+    """One semaphore, as the pools of this process that share it see it.
+
+    A forked child goes on with the same object: the semaphore answers for the process that asks.
+    None of this is called under a pool's lock. What goes wrong with the semaphore's files is told
+    to who wants a connection, and to nobody else.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_failure",
+        "_family",
+        "_has",
+        "_known",
+        "_publish_at",
+        "_wishes",
+        "semaphore",
+    )
+
+    def __init__(self, semaphore: SharedSemaphore) -> None:
+        self.semaphore, self._family = semaphore, semaphore.family
+        #: In which process it was told last whether there are connections, and what. Whether any
+        #: of them is idle changes too often; who is asked for one and has none has lost little.
+        self._has = (0, False)
+        #: Connections that others have asked for, and that were not found yet.
+        self._wishes = 0
+        self._failure = ""
+        self._publish_at = 0.0
+        #: The pools that share it here; in a child, its parent's as well.
+        self._known: WeakSet[State] = WeakSet()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _shared, (self.semaphore,)
+
+    @property
+    def totalmax(self) -> int:
+        return self.semaphore.limit
+
+    def resize(self, totalmax: int) -> None:
+        check_totalmax(totalmax)
+        self.semaphore.resize(totalmax)
+
+    def take(self, state: State, patient: bool) -> Permit | None:
+        permit = self.semaphore.try_acquire()
+        if permit is not None or not patient:
+            return permit
+        for other in self._others(state):
+            opener.run(other, sharing.shed(other, 1))
+        permit = self.semaphore.take(None, lambda: not _is_wanted(state))
+        if permit is not None and not _is_wanted(state):
+            permit.give_back()
+            return None
+        return permit
+
+    def turn(self, limit: int | None) -> Permit:
+        if limit is None:
+            return UNLIMITED
+        deadline = monotonic() + TURN_PATIENCE
+        while (turn := self._family.try_connecting(limit)) is None:
+            if monotonic() >= deadline:
+                return UNLIMITED
+            sleep(0.002 + 0.006 * chance())
+        return turn
+
+    def unless_wanted(self, state: State, at_rest: AtRest) -> AtRest:
+        def ask(raw: Any) -> bool | None:
+            return None if self._is_wanted(state) else at_rest(raw)
+
+        return ask
+
+    def _is_wanted(self, state: State) -> bool:
+        """Whether others seem to want this pool's connections, as far as it has not said no."""
+        semaphore = self.semaphore
+        waiting = semaphore.who_waits()
+        if waiting is None:
+            return semaphore.excess > 0 or (len(self._known) > 1 and semaphore.waits_here)
+        kept_from, until = state.kept
+        return waiting != kept_from or not state.waiters or monotonic() >= until
+
+    def demand(self, state: State) -> Demand | None:
+        demand = None
+        try:
+            waiting = self.semaphore.who_waits()
+            if waiting is not None or self.semaphore.excess:
+                state.kept = (waiting, 0.0)
+                demand = self._family.demand()
+        except (NimueSemaphoreError, OSError) as error:
+            self._note(error)
+        if len(self._known) > 1 and self.semaphore.waits_here:
+            return self._demand_here(state, demand)
+        return demand
+
+    def _demand_here(self, state: State, demand: Demand | None) -> Demand | None:
+        """With what other pools of this process want, that share the limit."""
+        waiting = [other for other in self._others(state) if other.waiters and other.connecting]
+        if not waiting:
+            return demand
+        least = min(len(other.entries) - len(other.connecting) for other in waiting)
+        here = sharing.demand_of(len(waiting), self.totalmax, least)
+        return here if demand is None else sharing.both(here, demand)
+
+    def join(self, state: State) -> None:
+        with fork.registry_lock():
+            self._known.add(state)
+
+    def tell(self, state: State) -> None:
+        try:
+            known = (state.pid, bool(state.entries))
+            if self._has != known:
+                self._has = known
+                self._family.has_idle(any(each.entries for each in self._pools(state)))
+            if state.connecting and not state.waiters:
+                self.semaphore.nudge()
+        except (NimueSemaphoreError, OSError) as error:
+            self._note(error)
+
+    def stand_back(self) -> None:
+        self._attempt(self.semaphore.stand_back)
+
+    def ear(self) -> int | None:
+        try:
+            return self._family.listen()
+        except (NimueSemaphoreError, OSError) as error:
+            self._note(error)
+        return None
+
+    def look_after(self, state: State, now: float) -> tuple[list[Work], float]:
+        try:
+            self._wishes += self._family.heard()
+            works = self._heed(state)
+            demand = self.demand(state)
+            if demand is not None and state.idle:
+                # Once a tick without having been asked: the word may be lost.
+                works += sharing.shed(state, min(max(1, self._wishes), demand.wanted))
+            self._wishes = 0
+            self.tell(state)
+            if now >= self._publish_at:
+                self.publish(state, now)
+        except (NimueSemaphoreError, OSError) as error:
+            self._note(error)
+            works = []
+        return works, now + (TICK if state.entries or state.waiters else sweep.LEISURE)
+
+    def publish(self, state: State, now: float) -> None:
+        """Show what this process does.
+
+        Raises:
+            NimueSemaphoreError: the files have gone.
+        """
+        self._publish_at = now + TICK / 2
+        self._family.publish(_figures(self._pools(state), now))
+
+    def _heed(self, state: State) -> list[Work]:
+        """Act upon what concerns all."""
+        heeded, state.heeded = state.heeded, self.news()
+        works: list[Work] = []
+        if heeded is None or state.heeded is None:
+            return works
+        if heeded.generation != state.heeded.generation:
+            works += ending.renew(state)
+        if heeded.alarms != state.heeded.alarms:
+            works += sweep.suspect(state)
+        if heeded.refusals != state.heeded.refusals and self._wishes:
+            works += sharing.shed(state, 1)
+        return works
+
+    def news(self) -> News:
+        return self._family.news
+
+    def renew(self) -> None:
+        self._family.renew()
+
+    def alarm(self) -> None:
+        self._attempt(self._family.alarm)
+
+    def refused(self) -> None:
+        self._attempt(self._family.refused)
+
+    def told(self) -> str:
+        try:
+            return (
+                f"; totalmax of all processes, {self.semaphore.name!r}: {self.semaphore.snapshot()}"
+            )
+        except (NimueSemaphoreError, OSError) as error:
+            return f"; totalmax of all processes cannot be read: {error}"
+
+    def leave(self, state: State) -> None:
+        if not all(other.is_shut for other in self._others(state)):
+            return
+        self._attempt(self.semaphore.close)
+
+    def _attempt(self, step: Callable[[], object]) -> None:
+        try:
+            step()
+        except (NimueSemaphoreError, OSError) as error:
+            self._note(error)
+
+    def _others(self, state: State) -> list[State]:
+        return [each for each in self._pools(state) if each is not state]
+
+    def _pools(self, state: State) -> list[State]:
+        """The pools of this process that share the limit, ``state`` among them."""
+        with fork.registry_lock():
+            known = list(self._known)
+        return [each for each in known if each.pid == state.pid]
+
+    def _note(self, error: Exception) -> None:
+        """Say it once."""
+        if str(error) != self._failure:
+            self._failure = str(error)
+            logger.warning("the limit of all processes cannot be kept up with: %s", error)
+
+
+def _is_wanted(state: State) -> bool:
+    """Whether a connection would still serve somebody."""
+    return bool(state.waiters) and not state.is_shut
+
+
+def _figures(states: list[State], now: float) -> Figures:
+    """The row of this process: all its pools that share the limit, in one."""
+    from nimue.semaphore import Figures
+
+    figures = [state.figures for state in states]
+    since = []
+    for state in states:
+        with state.lock:
+            since += [entry.since for entry in state.entries if entry.thread]
+    return Figures(
+        in_use=sum(state.borrowed_locked() for state in states),
+        idle=sum(len(state.idle) for state in states),
+        connecting=sum(len(state.connecting) for state in states),
+        waiting=sum(len(state.waiters) for state in states),
+        opened=sum(each.opened for each in figures),
+        failed=sum(each.failed for each in figures),
+        timeouts=sum(each.timeouts for each in figures),
+        closed=sum(each.closed for each in figures),
+        waited_ns=int(sum(each.wait_seconds for each in figures) * 1e9),
+        longest_since_ns=int(min(since, default=0.0) * 1e9),
+        poolmin=sum(state.settings.poolmin for state in states),
+        poolmax=sum(state.settings.poolmax for state in states),
+        shed=sum(each.shed for each in figures),
+        refused=sum(each.refused for each in figures),
+        generation=max((state.generation for state in states), default=0),
+        told_ns=int(now * 1e9),
+    )
+
+
+#: By the path of the semaphore: pools of one name share it, and have one row of figures.
+_limits: WeakValueDictionary[tuple[str, str], SharedLimit] = WeakValueDictionary()
+
+
+def limit_for(name: str | None, totalmax: int | None, turns: int | None) -> Unlimited:
+    """The limit of that name, or one without a name for this process and its children.
+
+    If others use it with another limit, this one is for all from now on: in a rolling deploy the
+    last one is meant.
+
+    Raises:
+        NimueInvalidParameterValue: name or number cannot be a semaphore's.
+        NimueSemaphoreError: one of its children says what is wrong with the files.
+    """
+    if totalmax is None:
+        if turns is not None:
+            raise refuse("max_connecting_total", turns, "None without totalmax")
+        return UNLIMITED
+    check_totalmax(totalmax)
+    from nimue.semaphore import SharedSemaphore
+
+    semaphore = SharedSemaphore(name, totalmax, on_mismatch="adopt")
+    if semaphore.limit != totalmax:
+        logger.warning(
+            "totalmax of %r was %d in other processes; from now on it is %d for all",
+            semaphore.name,
+            semaphore.limit,
+            totalmax,
+        )
+        semaphore.resize(totalmax)
+    return _shared(semaphore)
+
+
+def _shared(semaphore: SharedSemaphore) -> SharedLimit:
+    with fork.registry_lock():
+        return _limits.setdefault((semaphore.directory, semaphore.name), SharedLimit(semaphore))
