@@ -150,11 +150,13 @@ class NimueConnectionPool(Parameters):
             raise
         recipe.remember(name, self)
         monitor.here.expect()
+        totalmax = limit.totalmax
         logger.info(
-            "pool %r: poolmax=%d in each process, totalmax=%s across processes",
+            "pool %r: poolmax=%d in each process, totalmax=%s across processes%s",
             name,
             settings.poolmax,
-            limit.totalmax,
+            totalmax,
+            ", which is less" if totalmax is not None and totalmax < settings.poolmax else "",
         )
 
     @classmethod
