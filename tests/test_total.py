@@ -47,7 +47,9 @@ class TestOneProcess:
         second = shared(server, poolmin=2)
         assert (first.poolstats().poolsize, second.poolstats().poolsize) == (2, 1)
         assert "1 of 2 connections: no more permits" in caplog.text
-        assert "poolmax=5 in each process, totalmax=3 across processes, which is less" in caplog.text
+        assert (
+            "poolmax=5 in each process, totalmax=3 across processes, which is less" in caplog.text
+        )
         end(first)
         end(second)
         assert server.open == held() == 0
