@@ -99,3 +99,14 @@ class Unlimited:
 
 #: All that a pool without ``totalmax`` ever needs, in any process.
 UNLIMITED = Unlimited()
+
+
+def limit_for(name: str | None, totalmax: int | None, turns: int | None) -> Unlimited:
+    """What a new pool asks; see ``totalmax.join`` for what it raises."""
+    if totalmax is not None:
+        from nimue import totalmax as shared
+
+        return shared.join(name, totalmax)
+    if turns is not None:
+        raise refuse("max_connecting_total", turns, "None without totalmax")
+    return UNLIMITED

@@ -13,18 +13,17 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 from weakref import getweakrefcount
 
-from nimue import claims, ending, fork, monitor, opener, recipe, report, totals
+from nimue import claims, ending, fork, monitor, opener, recipe, report
 from nimue.acquire import Borrowing, acquire, patience
 from nimue.callback import HealthCheck, healthcheck_callback_std
 from nimue.connection import ALONE, make_spare
 from nimue.drivers.base import Driver
 from nimue.fork import door, settle
-from nimue.limit import Unlimited
+from nimue.limit import Unlimited, limit_for
 from nimue.parameter import Parameters
 from nimue.settings import DEFAULT, POOLMIN, Settings, check_timeout, poolmin_beside, refuse
 from nimue.state import State
 from nimue.stats import NimueConnectionPoolStats, NimueTotalStats
-from nimue.totalmax import limit_for
 from nimue.waiters import Waiter
 
 if TYPE_CHECKING:
@@ -274,8 +273,10 @@ class NimueConnectionPool(Parameters):
             NimueInvalidParameterValue: the pool has no ``totalmax``.
             NimueSemaphoreError: the limit's files have gone.
         """
+        from nimue.totals import totalstats
+
         settle()
-        return totals.totalstats(self._state)
+        return totalstats(self._state)
 
     @property
     def totalmax(self) -> int | None:

@@ -12,7 +12,7 @@ from nimue import ending, fork, opener, sharing, sweep
 from nimue.backoff import chance
 from nimue.error import NimueSemaphoreError
 from nimue.limit import UNLIMITED, AtRest, Unlimited
-from nimue.settings import check_totalmax, refuse
+from nimue.settings import check_totalmax
 
 if TYPE_CHECKING:
     from nimue.semaphore import Demand, Figures, News, Permit, SharedSemaphore
@@ -281,7 +281,7 @@ def _figures(states: list[State], now: float) -> Figures:
 _limits: WeakValueDictionary[tuple[str, str], SharedLimit] = WeakValueDictionary()
 
 
-def limit_for(name: str | None, totalmax: int | None, turns: int | None) -> Unlimited:
+def join(name: str | None, totalmax: int) -> SharedLimit:
     """The limit of that name, or one without a name for this process and its children.
 
     If others use it with another limit, this one is for all from now on: in a rolling deploy the
@@ -291,10 +291,6 @@ def limit_for(name: str | None, totalmax: int | None, turns: int | None) -> Unli
         NimueInvalidParameterValue: name or number cannot be a semaphore's.
         NimueSemaphoreError: one of its children says what is wrong with the files.
     """
-    if totalmax is None:
-        if turns is not None:
-            raise refuse("max_connecting_total", turns, "None without totalmax")
-        return UNLIMITED
     check_totalmax(totalmax)
     from nimue.semaphore import SharedSemaphore
 
