@@ -73,7 +73,11 @@ class Inbox:
 
     def _listen(self, wait: float, ears: Sequence[int]) -> None:
         if self._pipe is None or not self._pipe.is_open:
-            self._pipe = Pipe()
+            try:
+                self._pipe = Pipe()
+            except OSError:  # no descriptor left: the others' wishes wait for the next look
+                self._bell.acquire(True, wait)
+                return
         # Who rings after this finds the pipe, and who rang before has released the bell.
         if not self._bell.acquire(False):
             poll = select.poll()

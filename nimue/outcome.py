@@ -52,7 +52,10 @@ def went_without(state: State, entry: Entry, now: float) -> list[Work]:
     with state.lock:
         state.death_locked(entry)
         state.refilling = False
-        return state.plan_locked(now)
+        works = state.plan_locked(now)
+    if state.is_shut:
+        state.post(None)
+    return works
 
 
 def returned(

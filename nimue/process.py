@@ -245,17 +245,19 @@ class Pipe:
             return False
 
     def write(self) -> None:
-        try:
-            os.write(self._other, b"!")
-        except OSError:  # full: it will be heard; or closed: the next one is looked for
-            pass
+        if self.is_open:  # else whoever polls looks for another
+            try:
+                os.write(self._other, b"!")
+            except BlockingIOError:  # full: it will be heard
+                pass
 
     def drain(self) -> None:
-        try:
-            while len(os.read(self.fd, 4096)) == 4096:
+        if self.is_open:
+            try:
+                while len(os.read(self.fd, 4096)) == 4096:
+                    pass
+            except BlockingIOError:
                 pass
-        except OSError:
-            pass
 
     def close(self) -> None:
         if self.is_open:

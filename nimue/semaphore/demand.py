@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, NamedTuple
 
-from nimue.semaphore.layout import HELD, HINTS, HINTS_END, MEMBERS, WAITS
+from nimue.semaphore.layout import FREE, HELD, HINTS, HINTS_END, MEMBERS, SUSPECT, WAITS
 
 if TYPE_CHECKING:
     from nimue.semaphore.core import Core
@@ -25,19 +25,25 @@ class Demand(NamedTuple):
 def read_demand(core: Core) -> Demand | None:
     """None if nobody else wants a permit. By the kernel's word, and what the dead left is cleared.
 
-    Nobody's lock is needed, and nothing stands still meanwhile: it is a reading, not a promise.
+    Who has not taken what was free for it, for it is stopped, wants nothing; nor does anybody what
+    lies free. Nobody's lock is needed, and nothing stands still meanwhile: it is a reading, not a
+    promise.
     """
     presence, map = core.current(), core.map
     waiting: dict[tuple[int, int], int] = {}
+    has_dead = False
     found = [k for k in map.places(WAITS, WAITS + MEMBERS, 1) if k != presence.members.number]
     for member in found:
-        if presence.members.is_live(member):
+        if not presence.members.is_live(member):
+            has_dead = True
+        elif not map.bytes[SUSPECT + member]:
             row = map.member(member)
             waiting[row.pid, row.namespace] = max(1, row.threads)
-    if len(waiting) < len(found):
+    if has_dead:
         presence.others_wait()
     excess = map.excess
-    if not waiting and not excess:
+    wanted = sum(waiting.values()) + excess - map.bytes[HINTS:HINTS_END].count(FREE)
+    if wanted <= 0:
         return None
     holding: Counter[tuple[int, int]] = Counter()
     for slot in map.places(HINTS, HINTS_END, HELD):
@@ -46,7 +52,7 @@ def read_demand(core: Core) -> Demand | None:
     me = presence.epoch.identity
     processes = len(holding.keys() | waiting.keys() | {(me.pid, me.namespace)})
     return Demand(
-        sum(waiting.values()) + excess,
+        wanted,
         -(-map.limit // processes),
         0 if excess else min(holding[process] for process in waiting),
     )
