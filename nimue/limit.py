@@ -24,6 +24,11 @@ class Unlimited:
     __slots__ = ()
 
     @property
+    def is_shared(self) -> bool:
+        """Whether there are others; asks no file, and cannot fail."""
+        return False
+
+    @property
     def totalmax(self) -> int | None:
         """Permits at most, over all processes."""
         return None
@@ -86,8 +91,8 @@ class Unlimited:
     def alarm(self) -> None:
         """A connection was found broken: have all processes check theirs."""
 
-    def refused(self) -> None:
-        """The server had no room: ask another process for a connection."""
+    def refused(self, state: State) -> None:
+        """The server had no room: ask another pool or process for a connection."""
 
     def told(self) -> str:
         """For an error: who has the permits."""

@@ -74,7 +74,7 @@ class NimueConnectionPool(Parameters):
     Raises:
         NimueInvalidParameterValue: a parameter is not allowed; nothing was opened.
         Exception: the driver's own, if the first connections could not be opened; none is left
-            open.
+            open. Under ``totalmax`` a server that is full is no error: fewer are opened.
     """
 
     __slots__ = ("__weakref__", "_own_driver", "_state")
@@ -150,6 +150,8 @@ class NimueConnectionPool(Parameters):
             raise
         recipe.remember(name, self)
         monitor.here.expect()
+        if limit.is_shared and state.entries:
+            monitor.here.ensure()  # others may ask for them before anybody here acquires
         logger.info(
             "pool %r: poolmax=%d in each process, totalmax=%s across processes",
             name,

@@ -49,16 +49,21 @@ def connect(state: State, entry: Entry) -> list[Work]:
 
 def connect_failed(state: State, entry: Entry, error: BaseException) -> list[Work]:
     """Bury an entry that came to nothing."""
-    full = state.limit.totalmax is not None and is_full(state, error)
+    full = is_full(state, error)
     works = outcome.failed_to_connect(state, entry, error, monotonic(), full)
-    if full:
-        state.limit.refused()
+    if full and state.waiters:
+        state.limit.refused(state)
     logger.info("pool %r: connect() failed: %s", state.name, type(error).__name__)
     return works
 
 
 def is_full(state: State, error: BaseException) -> bool:
-    """Whether the server had no room. Before the first connection, the error tells the driver."""
+    """Whether the server had no room for what the limit of all processes has room for.
+
+    Before the first connection, the error tells the driver.
+    """
+    if not state.limit.is_shared:
+        return False
     try:
         with fork.gate():
             driver = state.known_driver or driver_for(error)
