@@ -48,8 +48,8 @@ class Unlimited:
         """A permit for one connection. None if there is none, or when nobody waits any more."""
         return self
 
-    def turn(self, limit: int | None) -> Permit:
-        """A turn to connect; to be given back when connected."""
+    def turn(self, state: State, patient: bool) -> Permit | None:
+        """A turn to connect; to be given back when connected. None as for ``take``."""
         return self
 
     def give_back(self) -> None:
@@ -84,8 +84,8 @@ class Unlimited:
         """The numbers that change when something concerns all."""
         return None
 
-    def renew(self) -> None:
-        """Have all processes replace their connections."""
+    def renew(self, state: State) -> None:
+        """Have all processes replace their connections; that pool is about to do so itself."""
         raise refuse("everywhere", True, "False: without totalmax, this process knows no other")
 
     def alarm(self) -> None:

@@ -315,7 +315,7 @@ class NimueConnectionPool(Parameters):
         settle()
         state = self._state
         if everywhere:
-            state.limit.renew()
+            state.limit.renew(state)
         claims.carry_out(state, lambda: ending.renew(state))
         monitor.wake()
 

@@ -87,11 +87,14 @@ class SharedLimit(Unlimited):
             return None
         return permit
 
-    def turn(self, limit: int | None) -> Permit:
+    def turn(self, state: State, patient: bool) -> Permit | None:
+        limit = state.settings.max_connecting_total
         if limit is None:
             return UNLIMITED
         deadline = monotonic() + TURN_PATIENCE
         while (turn := self._family.try_connecting(limit)) is None:
+            if patient and not _is_wanted(state):
+                return None
             if monotonic() >= deadline:
                 return UNLIMITED
             sleep(0.002 + 0.006 * chance())
@@ -213,8 +216,10 @@ class SharedLimit(Unlimited):
     def news(self) -> News:
         return self._family.news
 
-    def renew(self) -> None:
+    def renew(self, state: State) -> None:
+        state.heeded = None  # so the monitor, if it comes in between, has nothing to compare
         self._family.renew()
+        state.heeded = None
 
     def alarm(self) -> None:
         self._attempt(self._family.alarm)

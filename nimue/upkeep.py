@@ -89,7 +89,10 @@ def open_for(state: State, entry: Entry, patient: bool) -> bool:
     if entry.permit is None:
         return False
     try:
-        turn = state.limit.turn(state.settings.max_connecting_total)
+        turn = state.limit.turn(state, patient)
+        if turn is None:
+            entry.give_back()
+            return False
         try:
             entry.permitted = entry.busy_since = monotonic()
             _open(state, entry)
