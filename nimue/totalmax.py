@@ -213,8 +213,11 @@ class SharedLimit(Unlimited):
                 return True
         return False
 
-    def news(self) -> News:
-        return self._family.news
+    def news(self) -> News | None:
+        try:
+            return self._family.news
+        except (NimueSemaphoreError, OSError):  # not for who unpickles a pool: the next use says it
+            return None
 
     def renew(self, state: State) -> None:
         state.heeded = None  # so the monitor, if it comes in between, has nothing to compare

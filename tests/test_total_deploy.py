@@ -41,7 +41,7 @@ def keep_all(pool, board, at, count):
 
 class TestRollingDeploy:
     def test_the_last_one_rules_for_all(self, socket_server, caplog):
-        """And nobody puts the old limit back: no old worker, and none forked from the old master."""
+        """And nobody puts the old limit back: no old worker, nor one forked from its master."""
         board = Board()
 
         def old_worker(pool):
