@@ -24,6 +24,11 @@ class Unlimited:
     __slots__ = ()
 
     @property
+    def is_shared(self) -> bool:
+        """Whether there are others; asks no file, and cannot fail."""
+        return False
+
+    @property
     def totalmax(self) -> int | None:
         """Permits at most, over all processes."""
         return None
@@ -43,8 +48,8 @@ class Unlimited:
         """A permit for one connection. None if there is none, or when nobody waits any more."""
         return self
 
-    def turn(self, limit: int | None) -> Permit:
-        """A turn to connect; to be given back when connected."""
+    def turn(self, state: State, patient: bool) -> Permit | None:
+        """A turn to connect; to be given back when connected. None as for ``take``."""
         return self
 
     def give_back(self) -> None:
@@ -79,15 +84,15 @@ class Unlimited:
         """The numbers that change when something concerns all."""
         return None
 
-    def renew(self) -> None:
-        """Have all processes replace their connections."""
+    def renew(self, state: State) -> None:
+        """Have all processes replace their connections; that pool is about to do so itself."""
         raise refuse("everywhere", True, "False: without totalmax, this process knows no other")
 
     def alarm(self) -> None:
         """A connection was found broken: have all processes check theirs."""
 
-    def refused(self) -> None:
-        """The server had no room: ask another process for a connection."""
+    def refused(self, state: State) -> None:
+        """The server had no room: ask another pool or process for a connection."""
 
     def told(self) -> str:
         """For an error: who has the permits."""

@@ -100,6 +100,9 @@ class Inbox:
 class Monitor:
     """Starts with the first acquire, ends with the last pool, and starts again after a fork.
 
+    Connections that others may ask for are not left without it: under a shared limit it starts
+    with the first of them.
+
     While it runs, and only then, ``fork.door`` stands open: its end, however it comes, shuts the
     door, and whoever comes next finds it shut and starts another.
     """

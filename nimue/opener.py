@@ -47,17 +47,26 @@ def start(state: State, works: list[Work]) -> None:
 def fill(state: State, wanted: int) -> None:
     """Open so many, one after the other, in this thread: for the pool's constructor.
 
-    Fewer, if there are no permits for more: nobody is made to wait for what nobody has asked for.
+    Fewer, if there are no permits for more, or no room for them at the server: nobody is made to
+    wait for what nobody has asked for.
     """
     for have in range(wanted):
         with state.lock:
             entry = state.birth_locked(monotonic())
-        permitted = upkeep.open_for(state, entry, False)
+        try:
+            permitted = upkeep.open_for(state, entry, False)
+        except Exception as error:
+            if not upkeep.is_full(state, error):
+                raise
+            run(state, upkeep.connect_failed(state, entry, error))
+            told = "pool %r: %d of %d connections: the server refused more, below totalmax"
+            logger.warning(told, state.name, have, wanted)
+            break
         outcome_of = outcome.arrived if permitted else outcome.went_without
         run(state, outcome_of(state, entry, monotonic()))
         if not permitted:
             logger.info("pool %r: %d of %d connections: no more permits", state.name, have, wanted)
-            return
+            break
     state.limit.tell(state)
 
 

@@ -73,7 +73,7 @@ class NimueConnectionPool(Parameters):
     Raises:
         NimueInvalidParameterValue: a parameter is not allowed; nothing was opened.
         Exception: the driver's own, if the first connections could not be opened; none is left
-            open.
+            open. Under ``totalmax`` a server that is full is no error: fewer are opened.
     """
 
     __slots__ = ("__weakref__", "_own_driver", "_state")
@@ -149,6 +149,8 @@ class NimueConnectionPool(Parameters):
             raise
         recipe.remember(name, self)
         monitor.here.expect()
+        if limit.is_shared and state.entries:
+            monitor.here.ensure()  # others may ask for them before anybody here acquires
         totalmax = limit.totalmax
         logger.info(
             "pool %r: poolmax=%d in each process, totalmax=%s across processes%s",
@@ -316,7 +318,7 @@ class NimueConnectionPool(Parameters):
         settle()
         state = self._state
         if everywhere:
-            state.limit.renew()
+            state.limit.renew(state)
         claims.carry_out(state, lambda: ending.renew(state))
         monitor.wake()
 

@@ -69,7 +69,7 @@ def shortage(state: State, now: float) -> str:
     text += f" ({len(held)} in use, {under_way} being opened, checked or closed), {waiting} waiting"
     text += _longest(facts)
     text += state.limit.told()
-    if state.figures.refused and state.limit.totalmax is not None:
+    if state.figures.refused:
         text += f"; the server refused {state.figures.refused} connections as one too many"
     if mine:
         text += (

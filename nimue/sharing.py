@@ -24,6 +24,11 @@ KEEP = 0.05
 ON_ITS_WAY = 0.003
 
 
+#: The same for an idle one, while a connection of its pool is still being closed: who asked for it
+#: may ask again meanwhile.
+STILL_CLOSING = 0.1
+
+
 def demand_of(pools: int, limit: int, least: int) -> Demand:
     """The demand of so many pools of this process beside the one that is asked."""
     from nimue.semaphore import Demand
@@ -71,13 +76,18 @@ def yield_locked(state: State, entry: Entry, now: float) -> list[Work]:
 
 
 def shed(state: State, count: int) -> list[Work]:
-    """Have so many idle connections closed for other processes, the longest unused first."""
+    """Have so many idle connections closed for other processes, the longest unused first.
+
+    Those count that were given up a moment ago and are still being closed.
+    """
     now = monotonic()
     works: list[Work] = []
     with state.lock:
+        if state.closing:
+            count -= sum(now - moment < STILL_CLOSING for moment in state.yielded)
         if not state.waiters:
             for spare in list(state.idle):
-                if len(works) == count:
+                if len(works) >= count:
                     break
                 if state.idle.unshelve(spare):
                     works += yield_locked(state, spare[2], now)

@@ -65,6 +65,10 @@ class SharedLimit(Unlimited):
         return _shared, (self.semaphore,)
 
     @property
+    def is_shared(self) -> bool:
+        return True
+
+    @property
     def totalmax(self) -> int:
         return self.semaphore.limit
 
@@ -76,19 +80,21 @@ class SharedLimit(Unlimited):
         permit = self.semaphore.try_acquire()
         if permit is not None or not patient:
             return permit
-        for other in self._others(state):
-            opener.run(other, sharing.shed(other, 1))
+        self._shed_beside(state, opener.run)
         permit = self.semaphore.take(None, lambda: not _is_wanted(state))
         if permit is not None and not _is_wanted(state):
             permit.give_back()
             return None
         return permit
 
-    def turn(self, limit: int | None) -> Permit:
+    def turn(self, state: State, patient: bool) -> Permit | None:
+        limit = state.settings.max_connecting_total
         if limit is None:
             return UNLIMITED
         deadline = monotonic() + TURN_PATIENCE
         while (turn := self._family.try_connecting(limit)) is None:
+            if patient and not _is_wanted(state):
+                return None
             if monotonic() >= deadline:
                 return UNLIMITED
             sleep(0.002 + 0.006 * chance())
@@ -193,20 +199,37 @@ class SharedLimit(Unlimited):
         if heeded.alarms != state.heeded.alarms:
             works += sweep.suspect(state)
         if heeded.refusals != state.heeded.refusals and self._wishes:
-            works += sharing.shed(state, 1)
+            spare = sharing.shed(state, 1)
+            works += spare
+            if not spare:
+                self._shed_beside(state, opener.start)
         return works
 
-    def news(self) -> News:
-        return self._family.news
+    def _shed_beside(self, state: State, do: Callable[[State, list[Work]], None]) -> bool:
+        """Have an idle connection of another pool of this process closed, if one has any."""
+        for other in self._others(state):
+            if works := sharing.shed(other, 1):
+                do(other, works)
+                return True
+        return False
 
-    def renew(self) -> None:
+    def news(self) -> News | None:
+        try:
+            return self._family.news
+        except (NimueSemaphoreError, OSError):  # not for who unpickles a pool: the next use says it
+            return None
+
+    def renew(self, state: State) -> None:
+        state.heeded = None  # so the monitor, if it comes in between, has nothing to compare
         self._family.renew()
+        state.heeded = None
 
     def alarm(self) -> None:
         self._attempt(self._family.alarm)
 
-    def refused(self) -> None:
-        self._attempt(self._family.refused)
+    def refused(self, state: State) -> None:
+        if not self._shed_beside(state, opener.run):
+            self._attempt(self._family.refused)
 
     def told(self) -> str:
         try:

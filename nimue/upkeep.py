@@ -49,16 +49,21 @@ def connect(state: State, entry: Entry) -> list[Work]:
 
 def connect_failed(state: State, entry: Entry, error: BaseException) -> list[Work]:
     """Bury an entry that came to nothing."""
-    full = state.limit.totalmax is not None and is_full(state, error)
+    full = is_full(state, error)
     works = outcome.failed_to_connect(state, entry, error, monotonic(), full)
-    if full:
-        state.limit.refused()
+    if full and state.waiters:
+        state.limit.refused(state)
     logger.info("pool %r: connect() failed: %s", state.name, type(error).__name__)
     return works
 
 
 def is_full(state: State, error: BaseException) -> bool:
-    """Whether the server had no room. Before the first connection, the error tells the driver."""
+    """Whether the server had no room for what the limit of all processes has room for.
+
+    Before the first connection, the error tells the driver.
+    """
+    if not state.limit.is_shared:
+        return False
     try:
         with fork.gate():
             driver = state.known_driver or driver_for(error)
@@ -84,7 +89,10 @@ def open_for(state: State, entry: Entry, patient: bool) -> bool:
     if entry.permit is None:
         return False
     try:
-        turn = state.limit.turn(state.settings.max_connecting_total)
+        turn = state.limit.turn(state, patient)
+        if turn is None:
+            entry.give_back()
+            return False
         try:
             entry.permitted = entry.busy_since = monotonic()
             _open(state, entry)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import threading
@@ -194,6 +195,26 @@ def test_a_grandchild_of_a_child_that_never_asked(tmp_path, child):
 def _become_daemon():
     os.closerange(3, 256)
     return [open(os.devnull) for _ in range(40)]
+
+
+def test_nothing_of_a_child_that_has_closed_all_descriptors_is_closed_later(tmp_path):
+    """The map has a descriptor as well, which Python closes with it."""
+    semaphore = SharedSemaphore("s", 2, directory=tmp_path)
+    semaphore.acquire().give_back()
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            gc.disable()  # what other tests have left
+            files = _become_daemon()
+            semaphore.acquire().give_back()
+            for file in files:
+                os.fstat(file.fileno())
+            status = 0
+        finally:
+            os._exit(status)
+    assert os.waitpid(pid, 0)[1] == 0
+    whole(semaphore, 2)
 
 
 def test_a_child_that_has_closed_all_descriptors_attaches_again(tmp_path):

@@ -123,6 +123,37 @@ def _check_idle_locked(core: Core, presence: Presence, what: str) -> None:
         )
 
 
+def let_go(core: Core) -> None:
+    """Leave, and close the files; take those of a private one along if nobody else is attached.
+
+    Raises:
+        NimueSemaphoreInUse: as for ``leave``.
+    """
+    leave(core)
+    if core.name.startswith(PRIVATE):
+        with suppress(NimueSemaphoreInUse, NimueSemaphoreLost):
+            destroy(core)
+            return
+        leave(core)
+    fork.settle()
+    with fork.gate(), epoch.here().attaching:
+        presence = core.current()
+        try:
+            with presence.lock:
+                if not presence.is_in:  # else another thread has come back meanwhile
+                    core.forget_locked(presence)
+        finally:
+            presence.settle()
+
+
+def let_unused_go() -> None:
+    """The same for those of which all objects in this process were dropped, not closed."""
+    for core in list(cores.values()):
+        if not core.handles:
+            with suppress(NimueSemaphoreError, OSError):
+                let_go(core)
+
+
 def destroy(core: Core, patience: float = PATIENCE) -> None:
     """Remove the files, which nobody else may be attached to.
 

@@ -16,6 +16,7 @@ from nimue.error import (
     NimueSemaphoreUnsafe,
     NimueSemaphoreVersionMismatch,
 )
+from nimue.process import immortalise
 from nimue.semaphore import epoch
 from nimue.semaphore.files import OpenFile, allocate, guard, open_file
 from nimue.semaphore.layout import ATTACH, SIZE, SLOTS, Map
@@ -117,7 +118,8 @@ class Core:
     def _part_locked(self, presence: Presence, fault: str, told: str) -> None:
         if not presence.is_idle_locked():
             count = presence.slots.count()
-            raise NimueSemaphoreLost(f"{told}, while this process held {count} permits")
+            did = f"held {count} permits" if count else "waited for a permit"
+            raise NimueSemaphoreLost(f"{told}, while this process {did}")
         if fault == "it was removed":
             presence.leave_locked()
             pid = self.locks.other(ATTACH)
@@ -128,6 +130,9 @@ class Core:
                 )
         elif _key_of(self.base) != self._key:
             raise NimueSemaphoreLost(f"{told}, and the file there now is another")
+        else:
+            # The map has a descriptor too, which is closed with it: that may be another's as well.
+            immortalise(self.map.bytes)
         self.forget_locked(presence)
 
     def is_unused(self) -> bool:
@@ -136,6 +141,8 @@ class Core:
 
     def forget_locked(self, presence: Presence) -> None:
         """Use these files no more. Only while nothing is held."""
+        if self.locks.fd < 0:  # what has its number now is another core's
+            return
         cores.pop(self.file[1:], None)
         _opened.discard(self.file)
         presence.is_in = False

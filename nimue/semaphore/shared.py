@@ -11,7 +11,6 @@ from typing import Literal
 from nimue.error import (
     NimueInvalidParameterValue,
     NimueSemaphoreError,
-    NimueSemaphoreInUse,
     NimueSemaphoreLimitMismatch,
     NimueSemaphoreLost,
     NimueSemaphoreTimeout,
@@ -93,6 +92,7 @@ class SharedSemaphore:
         if name is None and limit is None:
             raise NimueInvalidParameterValue("a semaphore without a name needs a limit")
         folder = open_directory(directory)
+        change.let_unused_go()
         if name is None:
             name = make_name()
             change.sweep(folder)
@@ -212,7 +212,11 @@ class SharedSemaphore:
                 "a finalizer or a signal handler cannot wait for a permit while its own thread is "
                 "in the middle of taking or giving back one"
             )
-        return wait(presence, timeout, give_up)
+        try:
+            return wait(presence, self._mapped().fault, timeout, give_up)
+        except NimueSemaphoreLost:
+            self._here()  # says more of it, unless nobody else is concerned
+            raise
 
     def nudge(self) -> None:
         """Have this process's threads that wait ask their ``give_up`` at once."""
@@ -350,13 +354,8 @@ class SharedSemaphore:
         if set(core.handles) - {self}:
             core.handles.discard(self)
             return
-        change.leave(core)
+        change.let_go(core)
         core.handles.discard(self)
-        if self._is_private():
-            try:
-                change.destroy(core)
-            except NimueSemaphoreInUse:
-                change.leave(core)
 
     def destroy(self) -> None:
         """Remove the files. A later use would make them anew.

@@ -8,6 +8,8 @@ from random import uniform
 from time import monotonic, monotonic_ns, sleep
 from typing import TYPE_CHECKING
 
+from nimue.error import NimueSemaphoreLost
+
 if TYPE_CHECKING:
     from nimue.semaphore.presence import Presence, SharedPermit
 
@@ -49,12 +51,20 @@ class Waiter:
 
 
 def wait(
-    presence: Presence, timeout: float | None, give_up: Callable[[], bool] | None
+    presence: Presence,
+    fault: Callable[[], str | None],
+    timeout: float | None,
+    give_up: Callable[[], bool] | None,
 ) -> SharedPermit | None:
-    """Queue, and wait for a permit; None when the time is up, or ``give_up()`` says so."""
+    """Queue, and wait for a permit; None when the time is up, or ``give_up()`` says so.
+
+    Raises:
+        NimueSemaphoreLost: the files have a ``fault()``. Who began to use the name anew would know
+            nothing of those who wait here.
+    """
     waiter = Waiter()
     try:
-        Wait(presence, waiter, timeout, give_up).run(presence.join(waiter))
+        Wait(presence, fault, waiter, timeout, give_up).run(presence.join(waiter))
         presence.leave_queue(waiter)
         return waiter.permit
     except BaseException:
@@ -74,11 +84,13 @@ class Wait:
     def __init__(
         self,
         presence: Presence,
+        fault: Callable[[], str | None],
         waiter: Waiter,
         timeout: float | None,
         give_up: Callable[[], bool] | None,
     ) -> None:
         self._presence, self._waiter, self._give_up = presence, waiter, give_up
+        self._fault = fault
         self._deadline = None if timeout is None else monotonic() + timeout
         self._idle_rounds = 0
         self._head: int | None = None
@@ -87,6 +99,8 @@ class Wait:
 
     def run(self, queued: bool) -> None:
         while self._waiter.permit is None:
+            if (fault := self._fault()) is not None:
+                raise NimueSemaphoreLost(f"the lock file was lost during a wait: {fault}")
             if not queued:
                 self._look_by_chance()
             elif self._presence.claims_lead(self._waiter):
