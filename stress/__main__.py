@@ -8,6 +8,7 @@ import sys
 #: What can be run: a module here with ``main(argv) -> int``, and what it does in a line.
 COMMANDS = {
     "bench": "nimue against its peers in one run, with a verdict: pools, or shared semaphores",
+    "storm": "a thousand kills of processes that share a limit, with an oracle and a verdict",
 }
 
 

