@@ -58,7 +58,7 @@ def acquire(
     """
     waiter = Waiter(monotonic())
     try:
-        if state.is_inside:
+        if state.is_inside or state.limit.is_inside:
             raise inside_error("acquire a connection")
         handle = None
         if seconds == 0 or state.settings.max_waiting == 0:

@@ -54,6 +54,7 @@ class Entry:
         "permit",
         "permitted",
         "raw",
+        "rested",
         "retire_at",
         "since",
         "socket",
@@ -72,8 +73,8 @@ class Entry:
         self.raw = raw
         #: The right to be connected: from before ``connect()`` until after ``close()``.
         self.permit: Permit | None = None
-        #: Since when, by the monotonic clock.
-        self.permitted = 0.0
+        #: Since when, and when it last came back while other processes waited.
+        self.permitted = self.rested = 0.0
         self.number = number
         self.generation = 0
         self.socket: Socket | None = None

@@ -90,6 +90,7 @@ def before_fork(state: State, deadline: float) -> bool:
     finally:
         state.lock.release()
     upkeep.close_all(state, works)
+    state.limit.rest(state)
     state.bequest = Bequest(state)
     return bool(state.entries)
 

@@ -29,6 +29,11 @@ class Unlimited:
         return False
 
     @property
+    def is_inside(self) -> bool:
+        """Whether the running thread is in the middle of a permit's coming or going."""
+        return False
+
+    @property
     def totalmax(self) -> int | None:
         """Permits at most, over all processes."""
         return None
@@ -71,6 +76,9 @@ class Unlimited:
 
     def stand_back(self) -> None:
         """What this process gives up now is for others, though its own threads wait."""
+
+    def rest(self, state: State) -> None:
+        """That pool has gone dormant: it has nothing, and hears nothing."""
 
     def ear(self) -> int | None:
         """The descriptor by which others wake the monitor, if they can."""

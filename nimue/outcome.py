@@ -66,6 +66,8 @@ def returned(
         if entry not in state.checking:  # taken for a dead thread's, and closed
             return []
         entry.thread = 0
+        if demand is not None:
+            entry.rested = now
         if fit and sharing.must_yield_locked(state, entry, now, demand):
             return sharing.yield_locked(state, entry, now)
         return state.settle_locked(entry, now) if fit else state.condemn_locked(entry)

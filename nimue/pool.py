@@ -65,7 +65,8 @@ class NimueConnectionPool(Parameters):
         healthcheck_idle: a connection last taken within so many seconds is not checked again.
         leak_timeout: seconds after which a connection still out is reported, with its stack.
         max_connecting: ``connect()`` calls at once, per process.
-        max_connecting_total: the same over all processes that share ``totalmax``; None: no limit.
+        max_connecting_total: the same over all processes that share ``totalmax``, to tame a rush:
+            after a second one more connects. None: no limit.
         on_connect: called with each new connection of the driver's, to set up its session.
         on_return: called with each that comes back, after the rollback, to reset its session.
         driver: facts about the driver, if yours are better than ours.
@@ -74,6 +75,7 @@ class NimueConnectionPool(Parameters):
         NimueInvalidParameterValue: a parameter is not allowed; nothing was opened.
         Exception: the driver's own, if the first connections could not be opened; none is left
             open. Under ``totalmax`` a server that is full is no error: fewer are opened.
+        NimueSemaphoreError: the files of ``totalmax`` cannot be used.
     """
 
     __slots__ = ("__weakref__", "_own_driver", "_state")

@@ -9,6 +9,7 @@ from nimue.stats import NimueConnectionPoolStats
 
 if TYPE_CHECKING:
     from nimue.entry import Entry
+    from nimue.semaphore import Figures
     from nimue.state import State
 
 #: Who holds a connection, for how many seconds, and the place where it was taken.
@@ -51,6 +52,37 @@ def stats(state: State) -> NimueConnectionPoolStats:
             shed=figures.shed,
             refused=figures.refused,
         )
+
+
+def figures(states: list[State], now: float) -> Figures:
+    """What a process tells all others: its pools that share a limit, in one row."""
+    from nimue.semaphore import Figures
+
+    rows = [stats(state) for state in states]
+    since = [began for state in states if (began := _longest_since(state)) is not None]
+    return Figures(
+        in_use=sum(row.poolused for row in rows),
+        idle=sum(row.poolfree for row in rows),
+        connecting=sum(row.connecting for row in rows),
+        waiting=sum(row.waiting for row in rows),
+        opened=sum(row.opened for row in rows),
+        failed=sum(row.failed for row in rows),
+        timeouts=sum(row.timeouts for row in rows),
+        closed=sum(row.closed for row in rows),
+        waited_ns=int(sum(row.wait_seconds for row in rows) * 1e9),
+        longest_since_ns=int(max(0.0, min(since, default=0.0)) * 1e9),
+        poolmin=sum(row.poolmin for row in rows),
+        poolmax=sum(row.poolmax for row in rows),
+        shed=sum(row.shed for row in rows),
+        refused=sum(row.refused for row in rows),
+        generation=max((state.generation for state in states), default=0),
+        told_ns=int(now * 1e9),
+    )
+
+
+def _longest_since(state: State) -> float | None:
+    with state.lock:
+        return min((entry.since for entry in state.entries if entry.thread), default=None)
 
 
 def shortage(state: State, now: float) -> str:

@@ -19,13 +19,15 @@ QUANTUM = 0.2
 #: as the same ones wait.
 KEEP = 0.05
 
+#: Seconds that a connection which nobody here waits for lies idle before it goes to another
+#: process: who works without a pause, in one thread, has taken it again by then.
+LINGER = 0.003
+
 #: Seconds for which a connection that was given up counts as one on its way to who waits: that one
 #: is seen waiting until it has closed, and the permit has come.
 ON_ITS_WAY = 0.003
 
-
-#: The same for an idle one, while a connection of its pool is still being closed: who asked for it
-#: may ask again meanwhile.
+#: The same while it is still being closed: who asked for it may ask again meanwhile.
 STILL_CLOSING = 0.1
 
 
@@ -45,25 +47,29 @@ def both(one: Demand, other: Demand) -> Demand:
     )
 
 
+def on_their_way_locked(state: State, now: float) -> int:
+    """How many connections were given up whose permits those who wait may not have yet."""
+    state.yielded = [moment for moment in state.yielded if now - moment < STILL_CLOSING]
+    recent = sum(now - moment < ON_ITS_WAY for moment in state.yielded)
+    return max(recent, min(len(state.closing), len(state.yielded)))
+
+
 def must_yield_locked(state: State, entry: Entry, now: float, demand: Demand | None) -> bool:
     """Whether a connection that comes back is to be closed, for another process to open one.
 
-    If nobody waits here; or, though somebody does, if this process has more than its share, or has
-    had more than one that waits for long enough.
+    So it is if this process has more than its share, or has had more than one that waits for long
+    enough; whoever waits here. With one more than the others it would only change places with
+    them. What is kept, and nobody waits for here, goes a moment later.
     """
-    if demand is None:
+    if demand is None or on_their_way_locked(state, now) >= demand.wanted:
         return False
-    state.yielded = [moment for moment in state.yielded if now - moment < ON_ITS_WAY]
-    if len(state.yielded) >= demand.wanted:
-        return False
-    if not state.waiters:
-        return True
     mine = len(state.entries) - len(state.connecting) - len(state.closing)
-    if mine > demand.share:
+    if mine > demand.share and mine > demand.least + 1:
         return True
-    if mine <= demand.least:
-        state.kept = (state.kept[0], now + KEEP)
-    return mine > demand.least and now - entry.permitted >= QUANTUM
+    if mine > demand.least:
+        return now - entry.permitted >= QUANTUM
+    state.kept = (state.kept[0], now + KEEP)
+    return False
 
 
 def yield_locked(state: State, entry: Entry, now: float) -> list[Work]:
@@ -78,17 +84,21 @@ def yield_locked(state: State, entry: Entry, now: float) -> list[Work]:
 def shed(state: State, count: int) -> list[Work]:
     """Have so many idle connections closed for other processes, the longest unused first.
 
-    Those count that were given up a moment ago and are still being closed.
+    Those count that are on their way already. What came back a moment ago is left.
     """
     now = monotonic()
     works: list[Work] = []
     with state.lock:
-        if state.closing:
-            count -= sum(now - moment < STILL_CLOSING for moment in state.yielded)
         if not state.waiters:
+            count -= on_their_way_locked(state, now)
             for spare in list(state.idle):
                 if len(works) >= count:
                     break
-                if state.idle.unshelve(spare):
+                if now - spare[2].rested >= LINGER and state.idle.unshelve(spare):
                     works += yield_locked(state, spare[2], now)
     return works
+
+
+def has_lingered(state: State, now: float, tick: float) -> int:
+    """How many idle connections were kept for this process's own threads, who did not come."""
+    return sum(LINGER <= now - spare[2].rested < tick for spare in list(state.idle))

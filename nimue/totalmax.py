@@ -8,14 +8,14 @@ from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet, WeakValueDictionary
 
-from nimue import ending, fork, opener, sharing, sweep
+from nimue import ending, fork, opener, report, sharing, sweep
 from nimue.backoff import chance
 from nimue.error import NimueSemaphoreError
 from nimue.limit import UNLIMITED, AtRest, Unlimited
 from nimue.settings import check_totalmax
 
 if TYPE_CHECKING:
-    from nimue.semaphore import Demand, Figures, News, Permit, SharedSemaphore
+    from nimue.semaphore import Demand, News, Permit, SharedSemaphore
     from nimue.state import State
     from nimue.work import Work
 
@@ -69,6 +69,10 @@ class SharedLimit(Unlimited):
         return True
 
     @property
+    def is_inside(self) -> bool:
+        return self.semaphore.is_inside
+
+    @property
     def totalmax(self) -> int:
         return self.semaphore.limit
 
@@ -93,9 +97,9 @@ class SharedLimit(Unlimited):
             return UNLIMITED
         deadline = monotonic() + TURN_PATIENCE
         while (turn := self._family.try_connecting(limit)) is None:
-            if patient and not _is_wanted(state):
+            if not _is_wanted(state) and (patient or fork.is_near()):
                 return None
-            if monotonic() >= deadline:
+            if monotonic() >= deadline or fork.is_near():
                 return UNLIMITED
             sleep(0.002 + 0.006 * chance())
         return turn
@@ -143,17 +147,25 @@ class SharedLimit(Unlimited):
 
     def tell(self, state: State) -> None:
         try:
-            known = (state.pid, bool(state.entries))
-            if self._has != known:
-                self._has = known
-                self._family.has_idle(any(each.entries for each in self._pools(state)))
+            has = bool(state.entries)
+            if len(self._known) > 1:
+                has = any(each.entries for each in self._pools(state))
+            if self._has != (state.pid, has):
+                self._family.has_idle(has)
+                self._has = (state.pid, has)
+                state.post(None)  # the monitor sleeps longer where there is nothing
             if state.connecting and not state.waiters:
                 self.semaphore.nudge()
         except (NimueSemaphoreError, OSError) as error:
             self._note(error)
 
     def stand_back(self) -> None:
-        self._attempt(self.semaphore.stand_back)
+        if len(self._known) == 1:  # else it may be for another pool of this process
+            self._attempt(self.semaphore.stand_back)
+
+    def rest(self, state: State) -> None:
+        self.tell(state)
+        self._attempt(lambda: self.publish(state, monotonic()))
 
     def ear(self) -> int | None:
         try:
@@ -163,21 +175,34 @@ class SharedLimit(Unlimited):
         return None
 
     def look_after(self, state: State, now: float) -> tuple[list[Work], float]:
-        try:
+        works: list[Work] = []
+        look_at = now + (TICK if state.entries or state.waiters else sweep.LEISURE)
+        try:  # whatever goes wrong, the works that were decided upon are to be done
             self._wishes += self._family.heard()
-            works = self._heed(state)
-            demand = self.demand(state)
-            if demand is not None and state.idle:
-                # Once a tick without having been asked: the word may be lost.
-                works += sharing.shed(state, min(max(1, self._wishes), demand.wanted))
-            self._wishes = 0
+            self._heed(state, works)
+            if self._serve(state, works, now):
+                look_at = now + sharing.LINGER
             self.tell(state)
-            if now >= self._publish_at:
+            if now >= self._publish_at or look_at > now + TICK:
                 self.publish(state, now)
-        except (NimueSemaphoreError, OSError) as error:
+        except Exception as error:
             self._note(error)
-            works = []
-        return works, now + (TICK if state.entries or state.waiters else sweep.LEISURE)
+        return works, look_at
+
+    def _serve(self, state: State, works: list[Work], now: float) -> bool:
+        """Give up what others want; True if there may soon be more to give."""
+        demand = self.demand(state)
+        if demand is None:
+            self._wishes = 0
+        elif state.idle:
+            # Once a tick without having been asked: the word may be lost.
+            is_time = now >= self._publish_at
+            own = max(sharing.has_lingered(state, now, TICK), int(is_time))
+            given = sharing.shed(state, min(max(self._wishes, own), demand.wanted))
+            self._wishes = max(0, self._wishes - len(given))
+            works += given
+            return bool(state.idle)
+        return False
 
     def publish(self, state: State, now: float) -> None:
         """Show what this process does.
@@ -186,14 +211,13 @@ class SharedLimit(Unlimited):
             NimueSemaphoreError: the files have gone.
         """
         self._publish_at = now + TICK / 2
-        self._family.publish(_figures(self._pools(state), now))
+        self._family.publish(report.figures(self._pools(state), now))
 
-    def _heed(self, state: State) -> list[Work]:
+    def _heed(self, state: State, works: list[Work]) -> None:
         """Act upon what concerns all."""
         heeded, state.heeded = state.heeded, self.news()
-        works: list[Work] = []
         if heeded is None or state.heeded is None:
-            return works
+            return
         if heeded.generation != state.heeded.generation:
             works += ending.renew(state)
         if heeded.alarms != state.heeded.alarms:
@@ -203,7 +227,6 @@ class SharedLimit(Unlimited):
             works += spare
             if not spare:
                 self._shed_beside(state, opener.start)
-        return works
 
     def _shed_beside(self, state: State, do: Callable[[State, list[Work]], None]) -> bool:
         """Have an idle connection of another pool of this process closed, if one has any."""
@@ -240,8 +263,9 @@ class SharedLimit(Unlimited):
             return f"; totalmax of all processes cannot be read: {error}"
 
     def leave(self, state: State) -> None:
-        if not all(other.is_shut for other in self._others(state)):
+        if not all(other.is_shut and not other.entries for other in self._others(state)):
             return
+        self._has = (0, False)
         self._attempt(self.semaphore.close)
 
     def _attempt(self, step: Callable[[], object]) -> None:
@@ -269,35 +293,6 @@ class SharedLimit(Unlimited):
 def _is_wanted(state: State) -> bool:
     """Whether a connection would still serve somebody."""
     return bool(state.waiters) and not state.is_shut
-
-
-def _figures(states: list[State], now: float) -> Figures:
-    """The row of this process: all its pools that share the limit, in one."""
-    from nimue.semaphore import Figures
-
-    figures = [state.figures for state in states]
-    since = []
-    for state in states:
-        with state.lock:
-            since += [entry.since for entry in state.entries if entry.thread]
-    return Figures(
-        in_use=sum(state.borrowed_locked() for state in states),
-        idle=sum(len(state.idle) for state in states),
-        connecting=sum(len(state.connecting) for state in states),
-        waiting=sum(len(state.waiters) for state in states),
-        opened=sum(each.opened for each in figures),
-        failed=sum(each.failed for each in figures),
-        timeouts=sum(each.timeouts for each in figures),
-        closed=sum(each.closed for each in figures),
-        waited_ns=int(sum(each.wait_seconds for each in figures) * 1e9),
-        longest_since_ns=int(min(since, default=0.0) * 1e9),
-        poolmin=sum(state.settings.poolmin for state in states),
-        poolmax=sum(state.settings.poolmax for state in states),
-        shed=sum(each.shed for each in figures),
-        refused=sum(each.refused for each in figures),
-        generation=max((state.generation for state in states), default=0),
-        told_ns=int(now * 1e9),
-    )
 
 
 #: By the path of the semaphore: pools of one name share it, and have one row of figures.

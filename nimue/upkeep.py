@@ -18,7 +18,6 @@ from nimue.callback import say_nothing_came, takes_logger
 from nimue.connection import MISSING
 from nimue.drivers import driver_for
 from nimue.process import Socket, identify, open_sockets
-from nimue.work import Task
 
 if TYPE_CHECKING:
     from nimue.drivers.base import Driver
@@ -213,9 +212,12 @@ def tidy(state: State, entry: Entry) -> list[Work]:
 
 def _return_among_others(state: State, entry: Entry, demand: Demand) -> list[Work]:
     """As a release is done, other processes wait for what may be this very connection."""
-    works = outcome.returned(state, entry, True, monotonic(), demand)
-    if any(work.task is Task.CLOSE for work in works):
+    now = monotonic()
+    works = outcome.returned(state, entry, True, now, demand)
+    if now in state.yielded and state.waiters:
         state.limit.stand_back()
+    elif state.idle:
+        state.post(None)  # the monitor gives it up if nobody takes it
     return works
 
 

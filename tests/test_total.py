@@ -208,6 +208,7 @@ class TestProcesses:
             board[0] = 1
             board.until(1, 1)
             handle.close()
+            until(lambda: pool.poolstats().shed)
             return pool.poolstats().shed
 
         child = Child(child)

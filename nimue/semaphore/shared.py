@@ -287,6 +287,12 @@ class SharedSemaphore:
         return waiting
 
     @property
+    def is_inside(self) -> bool:
+        """Whether the running thread is in the middle of an edit, further down its stack."""
+        core = self._core
+        return core is not None and core.here.is_inside()
+
+    @property
     def waits_here(self) -> bool:
         """Whether threads of this process seem to wait."""
         core = self._core
