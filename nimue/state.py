@@ -52,7 +52,7 @@ class State:
         *("connecting", "checking", "closing", "calm", "is_shut", "verbose", "figures", "backoff"),
         *("bequest", "severed_in", "poison", "generation", "next_cycle", "next_look", "refilling"),
         *("post", "news", "crew", "closed", "driver", "in_transaction", "settings", "soil"),
-        *("unchecked_for", "fresh_for", "limit", "heeded", "yielded", "kept"),
+        *("unchecked_for", "fresh_for", "limit", "heeded", "yielded", "kept", "next_tick"),
     )
 
     def __init__(
@@ -104,6 +104,8 @@ class State:
         self.yielded: list[float] = []
         #: From whom, and how long, what comes back is kept without another look at their wants.
         self.kept: tuple[bytes | None, float] = (None, 0.0)
+        #: When an idle one is given up to who waits, though nobody has asked for it.
+        self.next_tick = 0.0
         if driver is not None:
             self.adopt(driver)
         self.apply(settings)

@@ -196,7 +196,8 @@ class SharedLimit(Unlimited):
             self._wishes = 0
         elif state.idle:
             # Once a tick without having been asked: the word may be lost.
-            is_time = now >= self._publish_at
+            is_time = now >= state.next_tick
+            state.next_tick = now + TICK / 2
             own = max(sharing.has_lingered(state, now, TICK), int(is_time))
             given = sharing.shed(state, min(max(self._wishes, own), demand.wanted))
             self._wishes = max(0, self._wishes - len(given))

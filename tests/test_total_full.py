@@ -127,7 +127,7 @@ def test_the_first_errors_of_real_drivers(n, server):
     pool.close()
     pool = type(pool)(connect, poolmin=0, name="shared", totalmax=3)
     with pytest.raises(NimuePoolTimeout) as told:
-        pool.getconnection(timeout=0.1)
+        pool.getconnection(timeout=1.0)
     assert type(told.value.__cause__) is type(make_error())
     assert pool.poolstats().refused
     end(pool)
