@@ -93,7 +93,7 @@ class SharedLimit(Unlimited):
             return UNLIMITED
         deadline = monotonic() + TURN_PATIENCE
         while (turn := self._family.try_connecting(limit)) is None:
-            if patient and not _is_wanted(state):
+            if state.makes_way or (patient and not _is_wanted(state)):
                 return None
             if monotonic() >= deadline:
                 return UNLIMITED
@@ -144,7 +144,7 @@ class SharedLimit(Unlimited):
     def tell(self, state: State) -> None:
         try:
             known = (state.pid, bool(state.entries))
-            if self._has != known:
+            if self._has != known and not state.is_shut:  # else it may have left already
                 self._has = known
                 self._family.has_idle(any(each.entries for each in self._pools(state)))
             if state.connecting and not state.waiters:
@@ -260,8 +260,10 @@ class SharedLimit(Unlimited):
         return [each for each in known if each.pid == state.pid]
 
     def _note(self, error: Exception) -> None:
-        """Say it once."""
-        if str(error) != self._failure:
+        """Say it once, and not when the files were closed with the last pool."""
+        with fork.registry_lock():
+            is_over = all(state.is_shut for state in self._known)
+        if str(error) != self._failure and not is_over:
             self._failure = str(error)
             logger.warning("the limit of all processes cannot be kept up with: %s", error)
 
