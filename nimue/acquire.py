@@ -80,6 +80,7 @@ def acquire(
         # Whatever interrupts the wait, at whatever point: what the waiter was handed goes on to
         # the next in the queue.
         opener.start(state, state.withdraw(waiter, monotonic()))
+        state.limit.tell(state)
         if not isinstance(error, NimueError):
             mend(state)
         raise

@@ -57,7 +57,8 @@ def shut(state: State, leaver: Waiter | None = None, content: int = 0) -> list[W
                 state.leavers.append((content, leaver))
             else:
                 leaver.ring()
-        return works
+    state.limit.tell(state)
+    return works
 
 
 def forget(state: State, leaver: Waiter) -> None:
@@ -89,6 +90,8 @@ def _retire_all(state: State) -> None:
 def abandon(state: State) -> None:
     """The pool is gone: close what is idle, and the rest as it comes back."""
     opener.start(state, shut(state))
+    if not state.entries:
+        state.limit.leave(state)
 
 
 def drop(state: State) -> None:

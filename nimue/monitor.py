@@ -227,6 +227,8 @@ class Monitor:
             ears.add(ear)
         works, look_at = state.limit.look_after(state, time.monotonic())
         opener.start(state, works)
+        if state.is_shut and not state.entries:  # closed meanwhile: this may have been a return
+            state.limit.leave(state)
         return look_at - time.monotonic()
 
 

@@ -13,7 +13,7 @@ from _thread import get_ident
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from nimue import fork, outcome, process, upkeep
+from nimue import outcome, process, upkeep
 from nimue.sweep import next_suspect
 from nimue.work import Task, Work
 
@@ -99,13 +99,15 @@ def _labour(state: State, work: Work | None, planner: int) -> None:
             works = []
         work = works.pop() if works else None
         start(state, works)
+    if state.is_shut and not state.entries:
+        state.limit.leave(state)
 
 
 def _do(state: State, work: Work) -> list[Work]:
     if work.entry is None:
         return _patrol(state)
     if work.task is Task.CONNECT:
-        if fork.is_near() and not state.waiters:
+        if state.makes_way:
             upkeep.bury(state, work.entry)
             return []
         return upkeep.connect(state, work.entry)

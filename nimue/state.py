@@ -122,6 +122,12 @@ class State:
         """
         return bool(self.lock._is_owned())  # type: ignore[attr-defined]
 
+    @property
+    def makes_way(self) -> bool:
+        """Whether a fork waits for the running background thread, and nobody for its connection."""
+        is_near = fork.is_near() and not self.waiters
+        return is_near and threading.current_thread() in self.crew
+
     def look_at_logging(self) -> None:
         """Not in a child before it is itself: logging has locks of its own."""
         self.verbose = upkeep.is_verbose()

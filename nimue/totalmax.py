@@ -97,7 +97,7 @@ class SharedLimit(Unlimited):
             return UNLIMITED
         deadline = monotonic() + TURN_PATIENCE
         while (turn := self._family.try_connecting(limit)) is None:
-            if not _is_wanted(state) and (patient or fork.is_near()):
+            if state.makes_way or (patient and not _is_wanted(state)):
                 return None
             if monotonic() >= deadline or fork.is_near():
                 return UNLIMITED
@@ -150,7 +150,7 @@ class SharedLimit(Unlimited):
             has = bool(state.entries)
             if len(self._known) > 1:
                 has = any(each.entries for each in self._pools(state))
-            if self._has != (state.pid, has):
+            if self._has != (state.pid, has) and not state.is_shut:  # else it may have left already
                 self._family.has_idle(has)
                 self._has = (state.pid, has)
                 state.post(None)  # the monitor sleeps longer where there is nothing
@@ -285,8 +285,10 @@ class SharedLimit(Unlimited):
         return [each for each in known if each.pid == state.pid]
 
     def _note(self, error: Exception) -> None:
-        """Say it once."""
-        if str(error) != self._failure:
+        """Say it once, and not when the files were closed with the last pool."""
+        with fork.registry_lock():
+            is_over = all(state.is_shut for state in self._known)
+        if str(error) != self._failure and not is_over:
             self._failure = str(error)
             logger.warning("the limit of all processes cannot be kept up with: %s", error)
 

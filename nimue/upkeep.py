@@ -75,7 +75,7 @@ def open_for(state: State, entry: Entry, patient: bool) -> bool:
     """Call ``connfunc`` and make the connection ready for its first holder.
 
     Returns False if there is no permit for it; if ``patient``, then only when nobody waits for a
-    connection any more.
+    connection any more. Or if a fork is near, which would wait.
 
     Raises:
         whatever ``connfunc`` and ``on_connect`` raise; nothing is left open then.
@@ -93,6 +93,9 @@ def open_for(state: State, entry: Entry, patient: bool) -> bool:
             entry.give_back()
             return False
         try:
+            if state.makes_way:
+                entry.give_back()
+                return False
             entry.permitted = entry.busy_since = monotonic()
             _open(state, entry)
         finally:
