@@ -116,6 +116,8 @@ class Core:
             presence.settle()
 
     def _part_locked(self, presence: Presence, fault: str, told: str) -> None:
+        if self.locks.fd < 0:  # another thread was faster, and its number may be another file's now
+            return
         if not presence.is_idle_locked():
             count = presence.slots.count()
             did = f"held {count} permits" if count else "waited for a permit"
