@@ -347,11 +347,15 @@ class SharedSemaphore:
         core = self._core
         if core is None or core.locks.fd < 0:
             return
-        if set(core.handles) - {self}:
-            core.handles.discard(self)
-            return
-        change.leave(core)
+        # Counted, never looked through: other threads may be here, as a pool's monitor.
         core.handles.discard(self)
+        if len(core.handles):
+            return
+        try:
+            change.leave(core)
+        except BaseException:
+            core.handles.add(self)
+            raise
         if self._is_private():
             try:
                 change.destroy(core)
