@@ -339,7 +339,7 @@ def test_what_is_missing_is_named_with_the_cure(monkeypatch, capsys):
 def test_the_other_benchmarks_tell_of_it(capsys):
     with pytest.raises(SystemExit):
         bench_main(["--help"])
-    assert "  total  " in capsys.readouterr().out
+    assert "\ntotal: " in capsys.readouterr().out
     with pytest.raises(SystemExit):
         bench_main(["total", "--help"])
     shown = capsys.readouterr().out

@@ -152,6 +152,25 @@ def test_close_leaves_only_with_the_last_object(tmp_path):
     assert not two._core.here.is_in
 
 
+def test_two_threads_close_at_once(tmp_path):
+    """As a pool's ``close()`` and its monitor may: neither stumbles over the other."""
+    meanwhile = []
+
+    class Interrupted(SharedSemaphore):
+        def __hash__(self):
+            if meanwhile:
+                meanwhile.pop()()
+            return id(self)
+
+    one = Interrupted("s", 2, directory=tmp_path)
+    two = SharedSemaphore("s", 2, directory=tmp_path)
+    core = one._core
+    meanwhile.append(two.close)
+    one.close()
+    assert not meanwhile
+    assert not core.here.is_in
+
+
 def test_a_new_limit_after_all_have_left(tmp_path):
     one = SharedSemaphore("s", 2, directory=tmp_path)
     one.close()

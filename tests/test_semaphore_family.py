@@ -348,3 +348,16 @@ def test_a_turn_comes_back_from_the_dead(semaphore):
     turn = semaphore.family.try_connecting(1)
     assert turn is not None
     turn.give_back()
+
+
+def test_another_thread_leaves_in_the_middle(semaphore):
+    """As the monitor does for a pool that was closed, while another of that name is made."""
+    family, mapped = semaphore.family, semaphore._mapped
+
+    def leave_first():
+        semaphore.close()
+        return mapped()
+
+    family._mapped = leave_first
+    family.has_idle(True)
+    assert family.publish(Figures())

@@ -13,7 +13,6 @@ from nimue.semaphore.snapshot import Row, read_rows
 
 if TYPE_CHECKING:
     from nimue.semaphore.core import Core
-    from nimue.semaphore.members import Members
     from nimue.semaphore.presence import Presence, SharedPermit
 
 
@@ -35,10 +34,10 @@ class Family:
 
     def publish(self, figures: Figures) -> bool:
         """Show these as this process's row; False if all 256 rows are taken."""
-        members = self._join()
-        if members.number is None:
+        number = self._join()
+        if number is None:
             return False
-        self._mapped().map.write_figures(members.number, figures)
+        self._mapped().map.write_figures(number, figures)
         return True
 
     def rows(self) -> list[Row]:
@@ -57,9 +56,9 @@ class Family:
 
     def has_idle(self, has: bool) -> None:
         """Say whether this process has idle connections, which it would close if asked to."""
-        members = self._join()
-        if members.number is not None:
-            self._mapped().map.bytes[IDLE + members.number] = has
+        number = self._join()
+        if number is not None:
+            self._mapped().map.bytes[IDLE + number] = has
 
     def listen(self) -> int | None:
         """A descriptor that becomes readable when a process that waits asks for a connection.
@@ -142,7 +141,8 @@ class Family:
             raise NimueInvalidParameterValue(f"limit {limit!r} is not allowed: 1 to {TURNS}")
         return self._here().take_turn(limit)
 
-    def _join(self) -> Members:
+    def _join(self) -> int | None:
+        """The number of this process's row; looked at once, for another thread may leave."""
         presence = self._here()
         if presence.members.number is None:
             try:
@@ -150,4 +150,4 @@ class Family:
                     presence.members.join()
             finally:
                 presence.settle()
-        return presence.members
+        return presence.members.number

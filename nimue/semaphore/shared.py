@@ -357,11 +357,17 @@ class SharedSemaphore:
         core = self._core
         if core is None or core.locks.fd < 0:
             return
-        if set(core.handles) - {self}:
-            core.handles.discard(self)
-            return
-        change.let_go(core)
+        # Counted, never looked through: other threads may be here, as a pool's monitor.
         core.handles.discard(self)
+        if len(core.handles):
+            return
+        try:
+            change.let_go(core)
+        except BaseException as error:
+            if isinstance(error, NimueSemaphoreLost) and core.locks.fd < 0:
+                return  # another thread was faster
+            core.handles.add(self)
+            raise
 
     def destroy(self) -> None:
         """Remove the files. A later use would make them anew.

@@ -35,11 +35,11 @@ PostgreSQL. Half of them are fresh interpreters that make a pool of the same nam
 from a parent that has made and used it, with fork hooks or without. Each thread takes a connection,
 asks, compares, holds it for up to 5 ms and gives it back, without a pause; some leave a transaction
 open; now and then a close() takes long, or there is a fork in the middle of a hold, with hooks or,
-the other threads at rest, without, whose child uses the pool, dies in a hold of its own, or leaves
-at once. At random moments one is killed and replaced, or stopped for a while. nimue's own figures
-are not asked: sessions are counted in pg_stat_activity, every 10 ms, and those that two looks 0.1 s
-apart have both seen are lasting; processes wrote down what they had open, and threads what they
-held, until their death."""
+the other threads at rest, without, whose child uses the pool, dies in a hold of its own, stays for
+a while, or leaves at once. At random moments one is killed and replaced, or stopped for a while.
+nimue's own figures are not asked: sessions are counted in pg_stat_activity, every 10 ms, and those
+that two looks 0.1 s apart have both seen are lasting; processes wrote down what they had open, and
+threads what they held, until their death."""
 NEEDED = ("psycopg2", "psutil")
 INSTALL = "pip install -e '.[demo]'"
 #: The longest that anybody may wait who was not stopped himself, in seconds; and the descriptors

@@ -24,7 +24,9 @@ from stress.storm.order import BIRTH_BOUND, CHILD_BOUND, now
 _C = ctypes.PyDLL(None, use_errno=True)
 
 #: What a child does, and how often.
-DEEDS = ("use", "use", "use", "die", "leave", "leave")
+DEEDS = ("use", "use", "die", "leave", "stay", "stay")
+#: The longest that one stays when it has closed its pool, in seconds: its parent may die meanwhile.
+STAY = 1.0
 
 
 class WrongAnswer(Exception):
@@ -99,7 +101,7 @@ class Fork:
     """A fork in the middle of a hold. ``use`` is what the child does with its own pool."""
 
     def __init__(
-        self, diary: Diary, folder: str, kind: str, deed: str, use: Callable[[Diary, bool], None]
+        self, diary: Diary, folder: str, kind: str, deed: str, use: Callable[[Diary, str], None]
     ) -> None:
         self._diary, self._folder, self._use = diary, folder, use
         self._kind, self._deed = kind, deed
@@ -130,7 +132,9 @@ class Fork:
             diary.note_files("up")
             if not refused:
                 raise WrongAnswer("a child can use its parent's connection")
-            self._use(diary, self._deed == "die")
+            self._use(diary, self._deed)
+            if self._deed == "stay":
+                time.sleep(random.random() * STAY)
         except Exception as error:
             diary.note("err", 0, told(error))
         # Its sockets and descriptors are its parent's in part: they are not counted.
@@ -148,14 +152,20 @@ def _is_refused(conn: Any) -> bool:
 
 
 def _be_born() -> None:
-    """Hand the interpreter's lock to and fro; where a thread of the parent waited for it, hang."""
-    for _ in range(3):
+    """Have another thread wait for the interpreter's lock, and hand it over.
+
+    Where a thread of the parent waited for it at the fork, the C library waits for that for ever.
+    """
+    for seconds in (0.002, 0.002, 0.01):  # the last is longer than the switch interval
         handed = _thread.allocate_lock()
         handed.acquire()
         _thread.start_new_thread(handed.release, ())
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            pass
         handed.acquire()
-        time.sleep(0)
 
 
-def deed(dice: random.Random) -> str:
+def choose(dice: random.Random) -> str:
+    """A deed."""
     return dice.choice(DEEDS)

@@ -21,7 +21,7 @@ from stress.bench.total_watch import Watch
 from stress.storm import orphans
 from stress.storm.diary import Findings, count_files, read
 from stress.storm.faults import faults
-from stress.storm.fleet import Fleet
+from stress.storm.fleet import Fleet, StormFailed
 from stress.storm.order import PATIENCE, Order
 
 #: Seconds in which all have to be gone at the end.
@@ -140,6 +140,8 @@ class Stage:
             watch.start()
             spells, errors = self._blow(plan, fleet)
             errors += self._calm_down(fleet)
+        except StormFailed as failure:
+            raise StormFailed(f"{failure}\n{tail(log, 40)}") from None
         finally:
             with self._interrupts.held():
                 watch.stop()

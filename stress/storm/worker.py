@@ -21,7 +21,7 @@ import psycopg2.extensions
 
 from nimue import NimueConnectionPool
 from stress.storm.diary import Diary
-from stress.storm.forks import Fork, WrongAnswer, deed, told
+from stress.storm.forks import Fork, WrongAnswer, choose, told
 from stress.storm.order import PATIENCE, Order, now
 
 ASK = "select %s, pg_backend_pid(), current_setting('nimue.word', true)"
@@ -131,7 +131,7 @@ class Worker:
         chance = dice.random() * 100
         if chance < self.order.forks + self.order.c_forks:
             kind = "C" if chance < self.order.c_forks else "hooked"
-            fork = Fork(self.diary, self.order.folder, kind, deed(dice), self._use_in_child)
+            fork = Fork(self.diary, self.order.folder, kind, choose(dice), self._use_in_child)
             if kind == "hooked":
                 fork.run(conn)
             elif self._forking.acquire(blocking=False):
@@ -140,20 +140,20 @@ class Worker:
                 self._gate.set()
                 self._forking.release()
 
-    def _use_in_child(self, diary: Diary, in_hold: bool) -> None:
-        """A child's own: some requests; ``in_hold``, it leaves the last for its death to end."""
+    def _use_in_child(self, diary: Diary, deed: str) -> None:
+        """A child's own: some requests; if it is to die, it leaves the last for that to end."""
         Session.diary = diary
         dice = random.Random(diary.name)
         for _ in range(dice.randint(1, 4)):
             self._request(diary, 0, dice, False)
-        if in_hold:
+        if deed == "die":
             diary.note("ask", 0, now())
             conn = self.pool.getconnection()
             diary.note("got", 0, now(), conn.get_backend_pid())
             time.sleep(dice.random() * self.order.hold)
             diary.note("end", 0, now())
             _immortal.append(conn)
-        elif dice.random() < 0.5:
+        elif deed == "stay":
             self.pool.close(timeout=PATIENCE)
 
 
