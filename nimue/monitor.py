@@ -16,7 +16,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from nimue import fork, goodbye, lost, opener, sweep
-from nimue.process import Pipe, await_end, is_gone, leave_behind_threads, start
+from nimue.process import (
+    Pipe,
+    await_end,
+    is_gone,
+    is_uwsgi_master,
+    leave_behind_threads,
+    start,
+)
 
 if TYPE_CHECKING:
     from nimue.state import State
@@ -24,6 +31,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger("nimue.monitor")
 
 _WAKE = None
+
+#: Seconds for which it rests in the master of uWSGI, which forks meanwhile, in C, and waits for
+#: nobody: a child in which the interpreter's lock is held by a thread left behind waits for ever.
+HUSH = 1.0
 
 
 class Inbox:
@@ -86,6 +97,10 @@ class Inbox:
             poll.poll(wait * 1000)
             self._bell.acquire(False)
         self._pipe.drain()
+
+    def rest(self, wait: float) -> None:
+        """Wait so many seconds or for a ring, and leave all messages where they are."""
+        self._bell.acquire(True, wait)
 
     def forsake(self) -> None:
         """In a child: close what the parent rings by."""
@@ -162,6 +177,7 @@ class Monitor:
     def _run(self) -> None:
         me = threading.current_thread()
         try:
+            self._hush(me)
             wait, ears = 0.0, list[int]()
             while not self._is_over():
                 message = self.inbox.get(wait, ears)
@@ -176,6 +192,11 @@ class Monitor:
             with self._lock:
                 if self._thread is me:
                     self._retire()
+
+    def _hush(self, me: threading.Thread) -> None:
+        until = time.monotonic() + (HUSH if is_uwsgi_master() else 0)
+        while self._thread is me and (wait := until - time.monotonic()) > 0:
+            self.inbox.rest(wait)
 
     def _is_over(self) -> bool:
         """Whether there is nothing to look after any more; from then on this thread is none."""

@@ -276,6 +276,12 @@ def uwsgi() -> Any | None:
     return uwsgi
 
 
+def is_uwsgi_master() -> bool:
+    """Whether this is no worker of uWSGI's yet: it forks as soon as the application is there."""
+    server = sys.modules.get("uwsgi")  # if there is one, it has been imported for its hook
+    return getattr(server, "worker_id", lambda: 1)() == 0
+
+
 class Identity(NamedTuple):
     """What tells a process from all others of this host. Zeros where the platform cannot tell."""
 

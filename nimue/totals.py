@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from time import monotonic, monotonic_ns
 from typing import TYPE_CHECKING
 
@@ -23,8 +24,12 @@ def totalstats(state: State) -> NimueTotalStats:
             "poolstats() tells of this one"
         )
     limit.publish(state, monotonic())
-    snapshot = limit.semaphore.snapshot()
-    rows = {(row.pid, row.is_elsewhere): row for row in limit.semaphore.family.rows()}
+    return gather(limit.semaphore.snapshot(), limit.semaphore.family.rows())
+
+
+def gather(snapshot: Snapshot, shown: Iterable[Row]) -> NimueTotalStats:
+    """The same from what was seen of a semaphore, by a process that need have no part in it."""
+    rows = {(row.pid, row.is_elsewhere): row for row in shown}
     permits = {
         (holder.pid, holder.is_elsewhere): holder.count
         for holder in snapshot.holders

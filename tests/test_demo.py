@@ -27,6 +27,7 @@ from nimue.cli.demo_verdict import (
     Failure,
     Kill,
     Master,
+    Permits,
     Sessions,
     Worker,
     judge,
@@ -160,7 +161,7 @@ import contextlib, threading, types
 import nimue
 
 class Unsafe:
-    def __init__(self, connect, name, poolmin, poolmax):
+    def __init__(self, connect, name, poolmin, poolmax, totalmax, timeout):
         self.connect, self.room = connect, threading.Semaphore(poolmax)
         self.idle = [connect() for _ in range(poolmin)]
 
@@ -232,11 +233,17 @@ def test_a_short_run_is_right_and_leaves_nothing(embedded: None, tmp_path: Path)
     assert int(seen["requests answered"][0].replace(",", "")) > 100
     for what in ("errors", "wrong answers", "sessions before", "after", "processes left"):
         assert seen[what][0] == "0", what
-    assert 0 < int(seen["at most"][0]) <= 4 * 3 + 2
-    assert 0 < int(seen["of one worker"][0]) <= 3
-    assert seen["connections inherited"][0] == seen["severed"][0] == "10"
+    assert 0 < int(seen["at most"][0]) <= 6
+    assert int(seen["permits at most"][0]) == 6
+    assert seen["timed out"][0] == "0"
+    assert 0 < int(seen["of one worker"][0]) <= 4
+    assert seen["connections inherited"][0] == seen["severed"][0] == "5"
     assert seen["master's own transaction"][0] == "undisturbed"
+    assert re.search(r"^ master \d+ +1 +1 +0 +0 +1 +0 +0 ", demo.output, re.MULTILINE)
+    assert len(re.findall(r"^ worker \d+ +\d ", demo.output, re.MULTILINE)) == 4
+    assert re.search(r"^ all +\d of 6 ", demo.output, re.MULTILINE)
     assert demo.output.endswith("All right.\n")
+    assert max(map(len, demo.output.splitlines())) <= 80
 
 
 @pytest.mark.parametrize(
@@ -294,7 +301,8 @@ def test_a_pool_that_knows_no_forks_is_found_out(
     (tmp_path / "sitecustomize.py").write_text(UNSAFE)
     path = [str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")]), str(ROOT)]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path))
-    with running("--seconds", "1", "--workers", "2", "--threads", "2", cwd=tmp_path) as demo:
+    options = ("--workers", "2", "--threads", "2", "--totalmax", "none")
+    with running("--seconds", "1", *options, cwd=tmp_path) as demo:
         assert demo.end() == 1
     demo.assert_nothing_left()
     seen = figures(demo.output)
@@ -314,8 +322,8 @@ def test_on_a_server_of_the_users_a_pipe_gets_plain_lines_of_80_columns(
     postgres = Postgres(folder)
     try:
         dsn = postgres.start()
-        options = ("--workers", "1", "--threads", "1", "--poolmax", "1", "--seconds", "1")
-        with running(*options, "--dsn", dsn, cwd=tmp_path) as demo:
+        options = ("--workers", "1", "--threads", "1", "--totalmax", "none", "--poolmax", "1")
+        with running(*options, "--seconds", "1", "--dsn", dsn, cwd=tmp_path) as demo:
             assert demo.end() == 0
         demo.assert_nothing_left()
         assert "\x1b" not in demo.output
@@ -324,9 +332,9 @@ def test_on_a_server_of_the_users_a_pipe_gets_plain_lines_of_80_columns(
         assert figures(demo.output)["at most"] == ("2", "ok")
         assert "nimue.cli.demo_app:application" in demo.words
         assert not [word for word in demo.words if word.endswith(("initdb", "pg_ctl"))]
-        with running("--poolmax", "60", "--dsn", dsn, cwd=tmp_path) as demo:
+        with running("--poolmax", "60", "--totalmax", "70", "--dsn", dsn, cwd=tmp_path) as demo:
             assert demo.end() == 1
-        assert "(4 workers + 1 replaced) x poolmax 60" in demo.output
+        assert "totalmax 70 + poolmax 60 of a killed worker = 130 sessions needed" in demo.output
     finally:
         postgres.stop()
         remove(folder)
@@ -383,7 +391,13 @@ def test_the_command_is_light(tmp_path: Path) -> None:
         (["--workers", "0"], "0 is not between 1 and 64"),
         (["--threads", "2.5"], "'2.5' is not a whole number"),
         (["--poolmax", "-1"], "-1 is not between 1 and 1000"),
-        (["--poolmax", "50"], "(4 workers + 1 replaced) x poolmax 50 + 2 of the master = 252"),
+        (["--totalmax", "1"], "1 is not between 2 and 1000"),
+        (["--totalmax", "many"], "'many' is not a whole number"),
+        (["--totalmax", "80", "--threads", "20"], "totalmax 80 + poolmax 20 of a killed worker"),
+        (
+            ["--poolmax", "50", "--totalmax", "none"],
+            "(4 workers + 1 replaced) x poolmax 50 + 2 of the master = 252",
+        ),
         (["--dsn", "postgresql://me:very-secret@h:x:y/?z"], "not a libpq connection string"),
         (["--what"], "unrecognized arguments"),
     ],
@@ -426,12 +440,23 @@ GOOD = Facts(
     failures=[DROPPED_AT_KILL],
     wrong=[],
     kill=Kill(pid=11, at=5.0, dead=5.02, replaced=5.3, replacement=13),
-    sessions=Sessions(before=0, most=8, most_each=3, after=0, reaped=0.1),
+    sessions=Sessions(before=0, most=8, moment=8, most_each=3, after=0, reaped=0.1),
+)
+LIMITED = replace(
+    GOOD,
+    sessions=replace(GOOD.sessions, most=4, moment=6),
+    totalmax=4,
+    permits=Permits(most=4, after=0, given_up=9, timeouts=0),
 )
 
 
 def sessions(**changes: Any) -> Facts:
     return replace(GOOD, sessions=replace(GOOD.sessions, **changes))
+
+
+def permits(**changes: Any) -> Facts:
+    assert LIMITED.permits is not None
+    return replace(LIMITED, permits=replace(LIMITED.permits, **changes))
 
 
 def failing(**changes: Any) -> Facts:
@@ -440,6 +465,7 @@ def failing(**changes: Any) -> Facts:
 
 def test_the_verdict_is_right_when_all_is() -> None:
     assert [check.what for check in judge(GOOD) if not check.right] == []
+    assert [check.what for check in judge(LIMITED) if not check.right] == []
 
 
 @pytest.mark.parametrize(
@@ -467,6 +493,12 @@ def test_the_verdict_is_right_when_all_is() -> None:
         (replace(GOOD, kill=replace(GOOD.kill, replaced=None)), "worker killed"),
         (replace(GOOD, kill=replace(GOOD.kill, replacement=14)), "worker killed"),
         (replace(GOOD, left=["process 11"]), "processes left"),
+        (replace(LIMITED, sessions=replace(LIMITED.sessions, most=5)), "at most"),
+        (replace(LIMITED, permits=None), "permits of all processes"),
+        (permits(most=5), "permits at most"),
+        (permits(most=0), "permits at most"),
+        (permits(timeouts=1), "timed out"),
+        (permits(after=1), "after"),
     ],
 )
 def test_each_fault_alone_makes_the_verdict_wrong(facts: Facts, what: str) -> None:
@@ -490,14 +522,34 @@ def test_a_kept_connection_to_the_killed_worker_is_cut_whenever_it_is_used_next(
 
 def test_the_census_counts_the_killed_apart_from_the_living() -> None:
     census = Census(master=1)
-    census.fold(0.00, {1: 2, 11: 3, 12: 3})
+    census.fold(0.00, of({1: 2, 11: 3, 12: 3}))
     assert (census.most, census.most_each, census.reaped) == (8, 3, None)
     census.killed = (11, 0.02)
-    census.fold(0.03, {1: 2, 11: 3, 12: 3, 13: 3})
+    census.fold(0.03, of({1: 2, 11: 3, 12: 3, 13: 3}))
+    assert census.now == {1: 2, 11: 3, 12: 3, 13: 3}
     assert (census.most, census.most_each, census.reaped) == (8, 3, None)
-    census.fold(0.05, {1: 2, 12: 3, 13: 4})
+    census.fold(0.05, of({1: 2, 12: 3, 13: 4}))
     assert (census.most, census.most_each, census.reaped) == (9, 4, pytest.approx(0.03))
     assert census.gap == pytest.approx(0.03)
+
+
+def of(counts: dict[int, int]) -> dict[int, int]:
+    """A look that saw so many sessions of each process."""
+    return {pid * 10 + n: pid for pid, many in counts.items() for n in range(many)}
+
+
+def test_the_census_counts_what_lasts_and_tells_of_what_does_not() -> None:
+    census = Census(master=1, closing=0.1)
+    census.fold(0.00, {70: 1, 71: 11, 72: 11})
+    census.fold(0.05, {70: 1, 72: 11, 73: 12, 74: 12})  # 71 has been closed
+    assert (census.most, census.moment) == (0, 4)
+    census.fold(0.10, {70: 1, 72: 11, 73: 12, 74: 12})
+    assert (census.most, census.most_each) == (2, 1)
+    census.fold(0.16, {70: 1, 73: 12, 74: 12, 75: 11})
+    assert (census.most, census.most_each, census.moment) == (3, 2, 4)
+    census.killed = (12, 0.17)
+    census.fold(0.18, {70: 1, 72: 11, 73: 12, 74: 12, 75: 11, 76: 13})
+    assert (census.most, census.moment) == (3, 4)
 
 
 class Liar(http.server.BaseHTTPRequestHandler):

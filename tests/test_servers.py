@@ -69,11 +69,11 @@ def app(environ, start_response):
 class Site:
     """A running server, and those who ask it."""
 
-    def __init__(self, database, folder, command, **env):
+    def __init__(self, database, folder, command, app=APP, **env):
         self.database = database
         self.port = _free_port()
         self.log = folder / "log"
-        (folder / "site_app.py").write_text(APP)
+        (folder / "site_app.py").write_text(app)
         with open(self.log, "wb") as log:
             self.process = subprocess.Popen(
                 [part.format(port=self.port, folder=folder) for part in command],

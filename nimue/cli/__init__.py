@@ -35,6 +35,11 @@ def whole(least: int, most: int) -> Callable[[str], int]:
     return read
 
 
+def together(text: str) -> int | None:
+    """A limit of all processes, or none. One is the master's: a worker needs another."""
+    return None if text in ("0", "none") else whole(2, 1000)(text)
+
+
 def duration(text: str) -> float:
     try:
         seconds = float(text)
@@ -51,6 +56,12 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"nimue {version()}")
     commands = top.add_subparsers(dest="command", metavar="command")
+    _add_demo(commands)
+    _add_top(commands)
+    return top
+
+
+def _add_demo(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     summary = "the pool in a preloading gunicorn, under load, with a worker killed half-way"
     demo = commands.add_parser(
         "demo",
@@ -62,7 +73,18 @@ def parser() -> argparse.ArgumentParser:
     demo.add_argument("--workers", type=whole(1, 64), default=4, help="gunicorn's workers")
     demo.add_argument("--threads", type=whole(1, 64), default=4, help="threads of each worker")
     demo.add_argument(
-        "--poolmax", type=whole(1, 1000), default=3, help="most connections of each process"
+        "--totalmax",
+        type=together,
+        default=6,
+        help="most connections of all processes together, of which the master keeps one in use; "
+        "none or 0: no such limit",
+    )
+    demo.add_argument(
+        "--poolmax",
+        type=whole(1, 1000),
+        default=argparse.SUPPRESS,
+        help="most connections of each process (default: as many as threads, so that --totalmax "
+        "is what binds; without that, 3)",
     )
     demo.add_argument(
         "--dsn",
@@ -70,8 +92,6 @@ def parser() -> argparse.ArgumentParser:
         help="use this PostgreSQL server (a libpq connection string) and not one of the demo's own",
     )
     demo.set_defaults(run=run_demo, parser=demo)
-    _add_top(commands)
-    return top
 
 
 def _add_top(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -119,8 +139,14 @@ def demo_options(namespace: argparse.Namespace) -> "Options":
     from nimue.cli.demo import EMBEDDED_ROOM, Options
 
     dsn = getattr(namespace, "dsn", None)
+    usual = 3 if namespace.totalmax is None else namespace.threads
     options = Options(
-        namespace.seconds, namespace.workers, namespace.threads, namespace.poolmax, dsn
+        seconds=namespace.seconds,
+        workers=namespace.workers,
+        threads=namespace.threads,
+        poolmax=getattr(namespace, "poolmax", usual),
+        totalmax=namespace.totalmax,
+        dsn=dsn,
     )
     error: Callable[[str], None] = namespace.parser.error
     if dsn is None and options.sessions > EMBEDDED_ROOM:

@@ -12,12 +12,16 @@ from nimue.cli import demo_watch
 from nimue.cli.demo_load import Load
 from nimue.cli.demo_process import Gunicorn, Postgres, make_folder, remove
 from nimue.cli.demo_screen import Scene, Screen
+from nimue.cli.demo_total import Totals
 from nimue.cli.demo_verdict import DemoFailed, Facts, Failure, Kill, Master, Worker, judge
 from nimue.cli.interrupt import Interrupted, Interrupts
 
 TICK = 0.05
 PATIENCE = 20.0
-HELD = 0.002
+#: Seconds for which a request holds its connection; longer where a limit is to bind.
+HELD, HELD_LIMITED = 0.002, 0.005
+#: Clients for each thread, there: no thread is idle while others wait.
+CLIENTS_LIMITED = 2
 EMBEDDED_ROOM = 95
 
 
@@ -26,15 +30,31 @@ class Options:
     seconds: float = 10.0
     workers: int = 4
     threads: int = 4
-    poolmax: int = 3
+    poolmax: int = 4
+    totalmax: int | None = 6
     dsn: str | None = None
 
     @property
     def sessions(self) -> int:
         """The most that may be there at once: a killed worker's may outlive it for a moment."""
+        if self.totalmax is None:
+            return self._all()
+        return min(self._all(), self.totalmax + self.poolmax)
+
+    def _all(self) -> int:
         return (self.workers + 1) * self.poolmax + min(2, self.poolmax)
 
+    def together(self) -> str:
+        if self.totalmax is None:
+            return f"at most {self.poolmax} connections in each process"
+        return f"at most {self.totalmax} connections in all processes together"
+
     def needs(self) -> str:
+        if self._all() > self.sessions:
+            return (
+                f"totalmax {self.totalmax} + poolmax {self.poolmax} of a killed worker"
+                f" = {self.sessions} sessions"
+            )
         return (
             f"({self.workers} workers + 1 replaced) x poolmax {self.poolmax}"
             f" + {min(2, self.poolmax)} of the master = {self.sessions} sessions"
@@ -53,6 +73,7 @@ class Demo:
         self.kill: Kill | None = None
         self.events: list[str] = []
         self.postgres: Postgres | None = None
+        self.totals: Totals | None = None
         self.began = 0.0
 
     def play(self) -> Facts:
@@ -79,7 +100,8 @@ class Demo:
 
     def _watch(self, dsn: str) -> None:
         conn = demo_watch.connect(dsn, f"{self.run}-watch")
-        self.watch = demo_watch.Watch(conn, self.run)
+        closing = 0.0 if self.options.totalmax is None else demo_watch.CLOSING
+        self.watch = demo_watch.Watch(conn, self.run, closing)
         self.stack.callback(self.watch.stop)
         room = demo_watch.room(conn)
         if room < self.options.sessions:
@@ -88,12 +110,17 @@ class Demo:
     def _gunicorn(self, dsn: str) -> None:
         options = self.options
         self.report = self.folder / "master.json"
+        limits = self.folder / "limits"
+        if options.totalmax is not None:
+            self.totals = Totals(self.run, limits)
         settings = {
             "NIMUE_DEMO_RUN": self.run,
             "NIMUE_DEMO_DSN": dsn,
-            "NIMUE_DEMO_HELD": str(HELD),
+            "NIMUE_DEMO_HELD": str(HELD if options.totalmax is None else HELD_LIMITED),
             "NIMUE_DEMO_POOLMAX": str(options.poolmax),
+            "NIMUE_DEMO_TOTALMAX": str(options.totalmax or 0),
             "NIMUE_DEMO_REPORT": str(self.report),
+            "NIMUE_DIR": str(limits),
         }
         self.gunicorn = Gunicorn(self.folder, options.workers, options.threads, settings)
         self.stack.callback(self.gunicorn.stop)
@@ -104,7 +131,8 @@ class Demo:
         self.interrupts.check()
 
     def _load(self) -> None:
-        clients = self.options.workers * self.options.threads
+        threads = self.options.workers * self.options.threads
+        clients = threads if self.options.totalmax is None else CLIENTS_LIMITED * threads
         self.load = Load(clients, self.gunicorn.port, self.run)
         self.stack.callback(self.load.stop)
         # A request that hangs ends with its server, not before: the server is stopped first.
@@ -165,6 +193,7 @@ class Demo:
             master=self.gunicorn.pid,
             team=team,
             workers=seen,
+            total=self.totals.look() if self.totals else None,
             sessions=dict(self.watch.census.now),
             errors=errors,
             killed=self.kill.pid if self.kill else None,
@@ -179,10 +208,9 @@ class Demo:
 
     def _end(self) -> Facts:
         """Stop the load, then gunicorn: the sessions must follow by themselves."""
+        self.screen.last(self._scene(time.monotonic() - self.began, self.gunicorn.team()))
         if not self.load.stop():
             raise DemoFailed("some requests are never answered", self.gunicorn.log())
-        self.screen.show(self._scene(time.monotonic() - self.began, self.gunicorn.team()))
-        self.screen.freeze()
         self.gunicorn.stop()
         after = self.watch.settle(5.0)
         seen, failures, wrong = self._tallied()
@@ -190,12 +218,14 @@ class Demo:
             workers=self.options.workers,
             clients=self.load.clients,
             poolmax=self.options.poolmax,
+            totalmax=self.options.totalmax,
             master=self._master(),
             seen=seen,
             failures=failures,
             wrong=wrong,
             kill=self.kill,
             sessions=self.watch.result(after),
+            permits=self.totals.result() if self.totals else None,
         )
 
     def _master(self) -> Master:
@@ -218,6 +248,13 @@ def notes(facts: Facts) -> list[str]:
     seen = facts.sessions
     apart = f"{seen.interval * 1000:.0f} ms apart, at worst {seen.gap * 1000:.0f} ms"
     lines = [f"pg_stat_activity sampled {seen.samples:,} times, {apart}."]
+    if facts.totalmax is not None:
+        lines += [
+            "A closed session is listed until its server process has ended: so only those",
+            f"count that were there {demo_watch.CLOSING:g} s before; one look saw {seen.moment}.",
+        ]
+    if facts.permits is not None:
+        lines += [f"{facts.permits.given_up:,} connections were given up to processes that waited."]
     kinds = (facts.wrong, [one.reason for one in facts.errors()], facts.left)
     for reasons in kinds:
         lines += [f"  {reason}" for reason in list(dict.fromkeys(reasons))[:3]]
@@ -247,7 +284,7 @@ def run(options: Options) -> int:
     screen = Screen()
     with Interrupts() as interrupts:
         try:
-            screen.intro(options.workers, options.threads, options.poolmax, server)
+            screen.intro(options.workers, options.threads, options.together(), server)
             return perform(Demo(options, screen, interrupts))
         except Interrupted as stop:
             screen.say(f"Stopped by {stop}: all processes ended, all files removed.", "yellow")

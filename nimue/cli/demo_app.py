@@ -19,6 +19,7 @@ QUERY = "select %s::text, pg_backend_pid(), current_setting('application_name'),
 run = os.environ["NIMUE_DEMO_RUN"]
 held = float(os.environ["NIMUE_DEMO_HELD"])
 poolmax = int(os.environ["NIMUE_DEMO_POOLMAX"])
+totalmax = int(os.environ["NIMUE_DEMO_TOTALMAX"]) or None
 
 
 def connect() -> Any:
@@ -53,7 +54,16 @@ def whoami() -> tuple[int, int]:
     return session, transaction
 
 
-pool = NimueConnectionPool(connect, name=run, poolmin=min(2, poolmax), poolmax=poolmax)
+# Under a limit of all processes an idle connection of the master's would go to a worker that waits,
+# sooner or later: there the master has none but the one that it keeps.
+pool = NimueConnectionPool(
+    connect,
+    name=run,
+    poolmin=1 if totalmax else min(2, poolmax),
+    poolmax=poolmax,
+    totalmax=totalmax,
+    timeout=8,
+)
 kept = pool.getconnection()
 report = Report(os.getpid(), pool.poolstats().poolsize, whoami())
 report.write()

@@ -72,13 +72,15 @@ class Kill:
 class Sessions:
     """This run's sessions in pg_stat_activity.
 
-    `most`: the most at once, without those of the killed worker after its death;
+    `most`: the most at once, without those of the killed worker after its death, and under a
+    limit of all processes without those that were gone a moment later; `moment`: with the latter;
     `most_each`: the most of any one process, but the master; `reaped`: seconds after its death
     that the last session of the killed worker was seen gone.
     """
 
     before: int
     most: int
+    moment: int
     most_each: int
     after: int
     reaped: float | None
@@ -98,7 +100,21 @@ class Master:
 
 
 @dataclass(frozen=True)
+class Permits:
+    """What was seen of the limit of all processes: the most permits held at once, and those held
+    after the end. `given_up` and `timeouts` are sums over all processes, as each told last.
+    """
+
+    most: int
+    after: int
+    given_up: int
+    timeouts: int
+
+
+@dataclass(frozen=True)
 class Facts:
+    """`permits` is None if no process has made a limit of all processes."""
+
     workers: int
     clients: int
     poolmax: int
@@ -108,6 +124,8 @@ class Facts:
     wrong: list[str]
     kill: Kill | None
     sessions: Sessions
+    totalmax: int | None = None
+    permits: Permits | None = None
     left: list[str] = field(default_factory=list)
 
     def cut(self) -> list[Failure]:
@@ -133,7 +151,13 @@ def count(what: str, seen: int, wanted: int) -> Check:
 
 def judge(facts: Facts) -> list[Check]:
     """The verdict: all is right when every check is."""
-    return [*judge_answers(facts), *judge_kill(facts), *judge_sessions(facts), *judge_fork(facts)]
+    return [
+        *judge_answers(facts),
+        *judge_kill(facts),
+        *judge_sessions(facts),
+        *judge_permits(facts),
+        *judge_fork(facts),
+    ]
 
 
 def judge_answers(facts: Facts) -> list[Check]:
@@ -167,12 +191,27 @@ def judge_sessions(facts: Facts) -> list[Check]:
     sessions, own = facts.sessions, facts.master.sessions
     limit = facts.workers * facts.poolmax + own
     formula = f"at most {facts.workers} x {facts.poolmax} + {own} = {limit}"
+    if facts.totalmax is not None and facts.totalmax <= limit:
+        limit, formula = facts.totalmax, f"at most totalmax = {facts.totalmax}"
     each, most = facts.poolmax, sessions.most_each
     return [
         count("sessions before", sessions.before, 0),
         Check("  at most", f"{sessions.most}", formula, 0 < sessions.most <= limit),
         Check("  of one worker", f"{most}", f"at most {each}", 0 < most <= each),
         count("  after", sessions.after, 0),
+    ]
+
+
+def judge_permits(facts: Facts) -> list[Check]:
+    permits, limit = facts.permits, facts.totalmax
+    if limit is None:
+        return []
+    if permits is None:
+        return [Check("permits of all processes", "none", "there are some", False)]
+    return [
+        Check("permits at most", f"{permits.most}", f"at most {limit}", 0 < permits.most <= limit),
+        count("  timed out", permits.timeouts, 0),
+        count("  after", permits.after, 0),
     ]
 
 

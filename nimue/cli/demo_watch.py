@@ -2,16 +2,18 @@
 
 import threading
 import time
+from collections import Counter, deque
 from typing import Any
 
 from nimue.cli import extra
 from nimue.cli.demo_verdict import DemoFailed, Sessions
 
 QUERY = """
-select application_name, count(*) from pg_stat_activity
-where application_name like %s group by application_name
+select pid, application_name from pg_stat_activity where application_name like %s
 """
 INTERVAL = 0.01
+#: A session that is closed is listed until its server process has ended; seconds that this takes.
+CLOSING = 0.1
 
 
 def connect(dsn: str, name: str) -> Any:
@@ -36,21 +38,26 @@ def room(conn: Any) -> int:
 
 
 class Census:
-    """Counts folded sample by sample: pure but for the times it is told.
+    """Looks folded one by one: pure but for the times it is told.
 
+    A look says which process each session is of. Only sessions that a look `closing` seconds
+    before has seen as well are counted among the most; `moment` is the most of any one look.
     From the kill on, the killed worker's sessions are no longer counted among the living:
     the server takes a moment to notice that their client is gone.
     """
 
-    def __init__(self, master: int) -> None:
+    def __init__(self, master: int, closing: float = 0.0) -> None:
         self.master = master
         self.now: dict[int, int] = {}
+        self.moment = 0
         self.most = 0
         self.most_each = 0
         self.samples = 0
         self.gap = 0.0
         self.killed: tuple[int, float] | None = None
         self.reaped: float | None = None
+        self._closing = closing
+        self._earlier: deque[tuple[float, dict[int, int]]] = deque()
         self._first: float | None = None
         self._last: float | None = None
 
@@ -68,21 +75,34 @@ class Census:
             self._first = when
         self._last = when
         self.samples += 1
-        self.now = sample
+        self.now = dict(Counter(sample.values()))
         dead = self.killed[0] if self.killed else None
-        self.most = max(self.most, sum(n for pid, n in sample.items() if pid != dead))
-        each = [n for pid, n in sample.items() if pid != self.master]
-        self.most_each = max([self.most_each, *each])
-        if self.killed and dead not in sample and self.reaped is None and when >= self.killed[1]:
+        if self.killed and dead not in self.now and self.reaped is None and when >= self.killed[1]:
             self.reaped = when - self.killed[1]
+        self.moment = max(self.moment, sum(pid != dead for pid in sample.values()))
+        lasting = Counter(self._lasting(when, sample).values())
+        self.most = max(self.most, sum(n for pid, n in lasting.items() if pid != dead))
+        each = [n for pid, n in lasting.items() if pid != self.master]
+        self.most_each = max([self.most_each, *each])
+
+    def _lasting(self, when: float, sample: dict[int, int]) -> dict[int, int]:
+        """Those of the sample that were there before."""
+        self._earlier.append((when, sample))
+        while len(self._earlier) > 1 and self._earlier[1][0] <= when - self._closing:
+            self._earlier.popleft()
+        then, seen = self._earlier[0]
+        if then > when - self._closing:
+            return {}
+        return {session: pid for session, pid in sample.items() if session in seen}
 
 
 class Watch:
     """A thread with a connection of its own that samples the sessions of this run."""
 
-    def __init__(self, conn: Any, run: str) -> None:
+    def __init__(self, conn: Any, run: str, closing: float) -> None:
         self._conn = conn
         self._run = run
+        self._closing = closing
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._look, name="nimue-demo-watch", daemon=True)
         self.census = Census(0)
@@ -90,15 +110,16 @@ class Watch:
         self.error: str | None = None
 
     def sample(self) -> dict[int, int]:
+        """Of each session, the process."""
         with self._conn.cursor() as cursor:
             cursor.execute(QUERY, (self._run + " %",))
-            return {int(name.split()[-1]): int(n) for name, n in cursor.fetchall()}
+            return {int(pid): int(name.split()[-1]) for pid, name in cursor.fetchall()}
 
     def note_before(self) -> None:
-        self.before = sum(self.sample().values())
+        self.before = len(self.sample())
 
     def start(self, master: int) -> None:
-        self.census = Census(master)
+        self.census = Census(master, self._closing)
         self._thread.start()
 
     def _look(self) -> None:
@@ -126,6 +147,7 @@ class Watch:
         return Sessions(
             before=self.before,
             most=seen.most,
+            moment=seen.moment,
             most_each=seen.most_each,
             after=after,
             reaped=seen.reaped,
