@@ -29,16 +29,16 @@ def totalstats(state: State) -> NimueTotalStats:
 
 def gather(snapshot: Snapshot, shown: Iterable[Row]) -> NimueTotalStats:
     """The same from what was seen of a semaphore, by a process that need have no part in it."""
-    rows = {(row.pid, row.is_elsewhere): row for row in shown}
+    rows = {(row.pid, row.namespace): row for row in shown}
     permits = {
-        (holder.pid, holder.is_elsewhere): holder.count
+        (holder.pid, holder.namespace): holder.count
         for holder in snapshot.holders
         if not holder.is_dead
     }
     now = monotonic_ns()
     known = [_process(row, permits.pop(key, 0), now) for key, row in rows.items()]
     known += [_unknown(pid, count) for (pid, _), count in permits.items()]
-    return _sum(snapshot, sorted(known))
+    return _sum(snapshot, sorted(known, key=lambda process: process.pid))
 
 
 def _process(row: Row, permits: int, now: int) -> NimueProcessStats:

@@ -152,7 +152,7 @@ class TestCrash:
         pool = make_pool(socket_server, totalmax=1)
         assert names() == [pool._state.limit.semaphore.name]
         end(pool)
-        assert names() == []
+        until(lambda: names() == [])
 
 
 class TestSideBySide:

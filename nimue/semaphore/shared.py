@@ -282,9 +282,7 @@ class SharedSemaphore:
         """None if no other process seems to wait; else what differs when other ones do."""
         core = self._core or self._attach()
         waiting = core.map.bytes[WAITS : WAITS + 256]
-        if waiting in (NOBODY, core.here.queue.alone):
-            return None
-        return waiting
+        return None if waiting in (NOBODY, core.here.queue.alone) else waiting
 
     @property
     def is_inside(self) -> bool:
@@ -363,11 +361,10 @@ class SharedSemaphore:
             return
         try:
             change.let_go(core)
-        except BaseException as error:
-            if isinstance(error, NimueSemaphoreLost) and core.locks.fd < 0:
-                return  # another thread was faster
-            core.handles.add(self)
-            raise
+        except BaseException:
+            if core.locks.fd >= 0:  # else another thread was faster
+                core.handles.add(self)
+                raise
 
     def destroy(self) -> None:
         """Remove the files. A later use would make them anew.
