@@ -99,6 +99,11 @@ def shed(state: State, count: int) -> list[Work]:
     return works
 
 
+def lingers(state: State, now: float) -> bool:
+    """Whether an idle connection is kept for this process's own threads, for a moment."""
+    return any(now - spare[2].rested < LINGER for spare in list(state.idle))
+
+
 def has_lingered(state: State, now: float, tick: float) -> int:
-    """How many idle connections were kept for this process's own threads, who did not come."""
+    """How many were kept so, and nobody came."""
     return sum(LINGER <= now - spare[2].rested < tick for spare in list(state.idle))

@@ -85,8 +85,8 @@ class SharedLimit(Unlimited):
         if permit is not None or not patient:
             return permit
         self._shed_beside(state, opener.run)
-        permit = self.semaphore.take(None, lambda: not _is_wanted(state))
-        if permit is not None and not _is_wanted(state):
+        permit = self.semaphore.take(None, lambda: not _has_use(state))
+        if permit is not None and not _has_use(state):
             permit.give_back()
             return None
         return permit
@@ -97,7 +97,7 @@ class SharedLimit(Unlimited):
             return UNLIMITED
         deadline = monotonic() + TURN_PATIENCE
         while (turn := self._family.try_connecting(limit)) is None:
-            if state.makes_way or (patient and not _is_wanted(state)):
+            if state.makes_way or (patient and not _has_use(state)):
                 return None
             if monotonic() >= deadline or fork.is_near():
                 return UNLIMITED
@@ -202,7 +202,7 @@ class SharedLimit(Unlimited):
             given = sharing.shed(state, min(max(self._wishes, own), demand.wanted))
             self._wishes = max(0, self._wishes - len(given))
             works += given
-            return bool(state.idle)
+            return sharing.lingers(state, now)
         return False
 
     def publish(self, state: State, now: float) -> None:
@@ -293,7 +293,7 @@ class SharedLimit(Unlimited):
             logger.warning("the limit of all processes cannot be kept up with: %s", error)
 
 
-def _is_wanted(state: State) -> bool:
+def _has_use(state: State) -> bool:
     """Whether a connection would still serve somebody."""
     return bool(state.waiters) and not state.is_shut
 
