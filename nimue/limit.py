@@ -78,7 +78,7 @@ class Unlimited:
         """What this process gives up now is for others, though its own threads wait."""
 
     def rest(self, state: State) -> None:
-        """That pool has gone dormant: it has nothing, and hears nothing."""
+        """That pool has gone dormant, before a fork: it has nothing, and hears nothing."""
 
     def ear(self) -> int | None:
         """The descriptor by which others wake the monitor, if they can."""

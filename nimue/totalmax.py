@@ -164,8 +164,10 @@ class SharedLimit(Unlimited):
             self._attempt(self.semaphore.stand_back)
 
     def rest(self, state: State) -> None:
-        self.tell(state)
-        self._attempt(lambda: self.publish(state, monotonic()))
+        pools = self._pools(state)
+        if not any(each.entries for each in pools):
+            self._family.rest(report.figures(pools, monotonic()))
+            self._has = (state.pid, False)
 
     def ear(self) -> int | None:
         try:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 import warnings
 
 import pytest
 
-from nimue import NimueConnectionPool, NimuePoolTimeout, SharedSemaphore
+from nimue import NimueConnectionPool, NimuePoolTimeout, NimueSemaphoreLost, SharedSemaphore, fork
 from nimue.semaphore import names
 from tests import fakes
 from tests.children import Child, gone, in_process, in_script
@@ -158,6 +159,38 @@ class TestPreloadingMaster:
             assert running.result() == {running.pid: 3}
         assert held() == 0
         assert serves(pool)
+        end(pool)
+
+    def test_its_row_says_so(self, socket_server):
+        """Else it would be asked for idle connections, and listens to nobody."""
+        pool = shared(socket_server, poolmin=2)
+        assert serves(pool)
+        family = pool._state.limit.semaphore.family
+        until(lambda: [(row.has_idle, row.figures.idle) for row in family.rows()] == [(True, 2)])
+
+        def in_child():
+            (row,) = (row for row in family.rows() if row.pid == os.getppid())
+            return row.has_idle, row.figures.idle
+
+        assert Child(in_child).result() == (False, 0)
+        end(pool)
+
+    def test_it_attaches_to_nothing_on_the_way(self, socket_server, monkeypatch):
+        """Another thread may be at that, and itself be waiting for the fork to be over."""
+        pool = shared(socket_server, poolmin=2)
+        assert serves(pool)
+        attaching = []
+
+        def attach(semaphore):
+            if fork.is_near() and threading.current_thread() is threading.main_thread():
+                attaching.append(os.getpid())
+            raise NimueSemaphoreLost("not now")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(SharedSemaphore, "_here", attach)
+            running = Child(int)
+        assert not attaching
+        running.result()
         end(pool)
 
     def test_one_that_has_never_acquired(self, socket_server):

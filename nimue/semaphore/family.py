@@ -25,10 +25,15 @@ class Family:
     one semaphore add up their figures first. What a child calls goes to its own row.
     """
 
-    __slots__ = ("_here", "_mapped")
+    __slots__ = ("_here", "_known", "_mapped")
 
-    def __init__(self, here: Callable[[], Presence], mapped: Callable[[], Core]) -> None:
-        self._here, self._mapped = here, mapped
+    def __init__(
+        self,
+        here: Callable[[], Presence],
+        mapped: Callable[[], Core],
+        known: Callable[[], Core | None],
+    ) -> None:
+        self._here, self._mapped, self._known = here, mapped, known
 
     # -- figures
 
@@ -39,6 +44,18 @@ class Family:
             return False
         self._mapped().map.write_figures(number, figures)
         return True
+
+    def rest(self, figures: Figures) -> None:
+        """Show these, and no idle connections, if this process has a row.
+
+        For one that is about to fork: it must not attach then, nor wait for a thread that does, for
+        that may be waiting for the fork.
+        """
+        core = self._known()
+        number = None if core is None else core.here.members.number
+        if core is not None and number is not None and core.here.is_in:
+            core.map.bytes[IDLE + number] = 0
+            core.map.write_figures(number, figures)
 
     def rows(self) -> list[Row]:
         """The rows of all living processes that show figures, or have waited."""

@@ -303,7 +303,7 @@ class SharedSemaphore:
     @property
     def family(self) -> Family:
         """What the processes tell each other beside: figures, wishes, generations, turns."""
-        return Family(self._here, self._mapped)
+        return Family(self._here, self._mapped, lambda: self._core)
 
     def snapshot(self) -> Snapshot:
         """Who holds and who waits; takes no lock that another process needs."""
