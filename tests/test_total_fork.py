@@ -11,7 +11,7 @@ import warnings
 import pytest
 
 from nimue import NimueConnectionPool, NimuePoolTimeout, NimueSemaphoreLost, SharedSemaphore, fork
-from nimue.semaphore import names
+from nimue.semaphore import Family, names
 from tests import fakes
 from tests.children import Child, gone, in_process, in_script
 from tests.fakes import spawn, until
@@ -181,13 +181,13 @@ class TestPreloadingMaster:
         assert serves(pool)
         attaching = []
 
-        def attach(semaphore):
+        def attach(family):
             if fork.is_near() and threading.current_thread() is threading.main_thread():
                 attaching.append(os.getpid())
             raise NimueSemaphoreLost("not now")
 
         with monkeypatch.context() as patch:
-            patch.setattr(SharedSemaphore, "_here", attach)
+            patch.setattr(Family, "_join", attach)
             running = Child(int)
         assert not attaching
         running.result()
