@@ -163,9 +163,10 @@ class SharedLimit(Unlimited):
         return None
 
     def look_after(self, state: State, now: float) -> tuple[list[Work], float]:
+        works: list[Work] = []
         try:
             self._wishes += self._family.heard()
-            works = self._heed(state)
+            works += self._heed(state)
             demand = self.demand(state)
             if demand is not None and state.idle:
                 # Once a tick without having been asked: the word may be lost.
@@ -176,7 +177,6 @@ class SharedLimit(Unlimited):
                 self.publish(state, now)
         except (NimueSemaphoreError, OSError) as error:
             self._note(error)
-            works = []
         return works, now + (TICK if state.entries or state.waiters else sweep.LEISURE)
 
     def publish(self, state: State, now: float) -> None:

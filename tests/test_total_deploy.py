@@ -152,7 +152,7 @@ class TestCrash:
         pool = make_pool(socket_server, totalmax=1)
         assert names() == [pool._state.limit.semaphore.name]
         end(pool)
-        assert names() == []
+        until(lambda: names() == [])
 
 
 class TestSideBySide:
@@ -334,6 +334,23 @@ class TestRemovedWhileInUse:
         handle.close()
         asking.result().close()
         end(pool)
+
+
+def test_what_was_decided_is_done_though_the_files_go_then(server, monkeypatch):
+    """Else what is to be closed would be in nobody's hands."""
+    pool = shared(server)
+    limit = pool._state.limit
+    assert serves(pool)
+
+    def lost(state, now):
+        raise error.NimueSemaphoreLost("just now")
+
+    monkeypatch.setattr(type(limit), "publish", lost)
+    limit._family.renew()
+    pool._state.wake()
+    until(lambda: pool.poolstats().closed == 1)
+    assert serves(pool)
+    end(pool)
 
 
 def serves_anew(server):
