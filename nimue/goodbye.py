@@ -27,6 +27,12 @@ def remember(guest: Any) -> None:
         _guests.add(guest)
 
 
+def forget(guest: Any) -> None:
+    """It has nothing left to close. The collector may leave it lying for long."""
+    with registry_lock():
+        _guests.discard(guest)
+
+
 def guests() -> list[Any]:
     """Whoever has something to close in this process; what is inherited is not ours to touch."""
     pid = os.getpid()

@@ -242,6 +242,7 @@ class Monitor:
         if state.is_shut:
             if not state.entries:
                 state.limit.leave(state)
+                goodbye.forget(state)
             return sweep.LEISURE
         ear = state.limit.ear()
         if ear is not None:

@@ -336,6 +336,23 @@ class TestRemovedWhileInUse:
         end(pool)
 
 
+def test_what_was_decided_is_done_though_the_files_go_then(server, monkeypatch):
+    """Else what is to be closed would be in nobody's hands."""
+    pool = shared(server)
+    limit = pool._state.limit
+    assert serves(pool)
+
+    def lost(state, now):
+        raise error.NimueSemaphoreLost("just now")
+
+    monkeypatch.setattr(type(limit), "publish", lost)
+    limit._family.renew()
+    pool._state.wake()
+    until(lambda: pool.poolstats().closed == 1)
+    assert serves(pool)
+    end(pool)
+
+
 def serves_anew(server):
     pool = shared(server, totalmax=2)
     served = serves(pool)

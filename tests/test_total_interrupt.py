@@ -13,6 +13,7 @@ from nimue import (
     NimuePoolClosedError,
     NimuePoolTimeout,
     SharedSemaphore,
+    goodbye,
     monitor,
     totalmax,
 )
@@ -371,6 +372,22 @@ class TestNothingIsLeft:
         until(lambda: names() == [pool._state.limit.semaphore.name])
         end(pool)
         until(lambda: names() == [])
+
+    def test_of_the_closed_ones_that_the_collector_leaves_lying(self, server):
+        """The monitor does not go round them again and again."""
+        gc.disable()
+        try:
+            other = make_pool(server)
+            assert serves(other)
+            for _ in range(5):
+                pool = make_pool(server, totalmax=3)
+                assert serves(pool)
+                end(pool)
+            until(lambda: pool._state not in goodbye.guests())
+            assert other._state in goodbye.guests()
+            end(other)
+        finally:
+            gc.enable()
 
     def test_of_one_whose_last_thread_ends_after_its_close(self, server):
         """It tells the others of its last change when the pool has left them already."""
