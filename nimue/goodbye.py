@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import os
 import sys
+import threading
 from typing import Any
 from weakref import WeakSet
 
@@ -52,7 +53,15 @@ def prepare() -> None:
     util = sys.modules.get("multiprocessing.util")
     if util is not None:
         # Children of multiprocessing leave by os._exit, after these and without atexit.
-        util.Finalize(None, _say, args=(pid,), exitpriority=100)
+        util.Finalize(None, _say_after_threads, args=(pid,), exitpriority=100)
+
+
+def _say_after_threads(pid: int) -> None:
+    """They are waited for in any case, but by multiprocessing only after its finalizers."""
+    for thread in threading.enumerate():
+        if not thread.daemon and thread is not threading.current_thread():
+            thread.join()
+    _say(pid)
 
 
 def _say(pid: int) -> None:

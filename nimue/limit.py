@@ -29,6 +29,11 @@ class Unlimited:
         return False
 
     @property
+    def reach(self) -> str:
+        """Over which processes it is, in words."""
+        return "processes"
+
+    @property
     def is_inside(self) -> bool:
         """Whether the running thread is in the middle of a permit's coming or going."""
         return False

@@ -155,10 +155,11 @@ class NimueConnectionPool(Parameters):
             monitor.here.ensure()  # others may ask for them before anybody here acquires
         totalmax = limit.totalmax
         logger.info(
-            "pool %r: poolmax=%d in each process, totalmax=%s across processes%s",
+            "pool %r: poolmax=%d in each process, totalmax=%s across %s%s",
             name,
             settings.poolmax,
             totalmax,
+            limit.reach,
             ", which is less" if totalmax is not None and totalmax < settings.poolmax else "",
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from math import inf
 from typing import TYPE_CHECKING
 
 from nimue.stats import NimueConnectionPoolStats
@@ -93,12 +94,16 @@ def shortage(state: State, now: float) -> str:
         total, waiting = len(state.entries), len(state.waiters)
         facts = [_fact(entry, now) for entry in held[:NAMED]]
         mine = [entry for entry in held if entry.was_taken_here()]
-        under_way = len(state.connecting) + len(state.checking) + len(state.closing)
+        unpermitted = sum(entry.busy_since == inf for entry in state.connecting)
+        under_way = len(state.connecting) + len(state.checking) + len(state.closing) - unpermitted
+        total -= unpermitted
     if total >= settings.poolmax:
         text = f"all {total} connections of poolmax={settings.poolmax} are taken"
     else:
         text = f"{total} of poolmax={settings.poolmax} connections exist"
     text += f" ({len(held)} in use, {under_way} being opened, checked or closed), {waiting} waiting"
+    if unpermitted:
+        text += f", for which {unpermitted} permits are waited for"
     text += _longest(facts)
     text += state.limit.told()
     if state.figures.refused:

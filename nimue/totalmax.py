@@ -69,6 +69,12 @@ class SharedLimit(Unlimited):
         return True
 
     @property
+    def reach(self) -> str:
+        if self.semaphore.is_private:
+            return "this process and its children (it has no name)"
+        return "processes"
+
+    @property
     def is_inside(self) -> bool:
         return self.semaphore.is_inside
 
@@ -307,8 +313,8 @@ _limits: WeakValueDictionary[tuple[str, str], SharedLimit] = WeakValueDictionary
 def join(name: str | None, totalmax: int) -> SharedLimit:
     """The limit of that name, or one without a name for this process and its children.
 
-    If others use it with another limit, this one is for all from now on: in a rolling deploy the
-    last one is meant.
+    If others came with another limit, this one is for all from now on: in a rolling deploy the last
+    one is meant.
 
     Raises:
         NimueInvalidParameterValue: name or number cannot be a semaphore's.
@@ -318,14 +324,10 @@ def join(name: str | None, totalmax: int) -> SharedLimit:
     from nimue.semaphore import SharedSemaphore
 
     semaphore = SharedSemaphore(name, totalmax, on_mismatch="adopt")
-    if semaphore.limit != totalmax:
-        logger.warning(
-            "totalmax of %r was %d in other processes; from now on it is %d for all",
-            semaphore.name,
-            semaphore.limit,
-            totalmax,
-        )
-        semaphore.resize(totalmax)
+    before = semaphore.family.agree(totalmax)
+    if before is not None:
+        told = "totalmax of %r was %d; from now on it is %d for all processes"
+        logger.warning(told, semaphore.name, before, totalmax)
     return _shared(semaphore)
 
 

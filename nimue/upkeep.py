@@ -52,6 +52,8 @@ def connect_failed(state: State, entry: Entry, error: BaseException) -> list[Wor
     works = outcome.failed_to_connect(state, entry, error, monotonic(), full)
     if full and state.waiters:
         state.limit.refused(state)
+    if full and state.backoff.failures == 1:
+        logger.warning("pool %r: the server has no room for another connection", state.name)
     logger.info("pool %r: connect() failed: %s", state.name, type(error).__name__)
     return works
 

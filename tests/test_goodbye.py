@@ -13,6 +13,8 @@ import itertools
 import os
 import signal
 import sys
+import threading
+import time
 from contextlib import closing
 
 import pytest
@@ -156,6 +158,35 @@ def test_a_process_of_multiprocessing(path, method):
     assert byes == hellos
     assert not heard(path)[os.getpid()][1]
     pool.close()
+
+
+def leave_threads_at_it(path):
+    """The target has returned, and its threads go on: as in a script, the process waits."""
+    pool, returned = pool_at(path), threading.Event()
+    kept["pool"] = pool
+
+    def work():
+        returned.wait()
+        time.sleep(0.05)  # by then the finalizers would have run
+        for _ in range(20):
+            pool.getconnection(timeout=10).close()
+        with open(path + ".done", "a") as file:
+            file.write("done\n")
+
+    borrow(pool)
+    for _ in range(3):
+        threading.Thread(target=work, daemon=False).start()
+    threading.Timer(0.05, returned.set).start()
+    return os.getpid()
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_threads_that_outlive_the_target_of_a_process(path, method):
+    pid = in_process(method, leave_threads_at_it, path)
+    hellos, byes = heard(path)[pid]
+    assert byes == hellos
+    with open(path + ".done") as file:
+        assert file.read() == "done\n" * 3
 
 
 def borrow_and_start(path):

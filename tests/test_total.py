@@ -126,12 +126,36 @@ class TestOneProcess:
         old = shared(server, totalmax=1)
         held = old.getconnection()
         new = shared(server, totalmax=2)
-        assert "was 1 in other processes; from now on it is 2 for all" in caplog.text
+        assert "was 1; from now on it is 2 for all processes" in caplog.text
         assert old.totalmax == 2
         assert serves(new)
         held.close()
         end(old)
         end(new)
+
+    def test_one_that_was_set_in_use_outlives_who_comes_with_the_old_one(self, server):
+        """As a worker does that imports the same module after another was killed."""
+        first = shared(server, totalmax=2)
+        first.totalmax = 5
+        second = shared(server, totalmax=2)
+        assert first.totalmax == second.totalmax == 5
+        third = shared(server, totalmax=4)
+        assert first.totalmax == third.totalmax == 4
+        for pool in (first, second, third):
+            end(pool)
+
+    def test_the_error_says_that_a_permit_is_what_lacks(self, server):
+        pool = shared(server, totalmax=1, poolmax=2)
+        handle = pool.getconnection()
+        with pytest.raises(NimuePoolTimeout, match=r"1 of poolmax=2 connections exist.*1 permits"):
+            pool.getconnection(timeout=0.2)
+        handle.close()
+        end(pool)
+
+    def test_without_a_name_the_start_line_says_for_whom_it_is(self, server, caplog):
+        caplog.set_level("INFO")
+        end(make_pool(server, totalmax=2))
+        assert "totalmax=2 across this process and its children" in caplog.text
 
 
 class TestProcesses:

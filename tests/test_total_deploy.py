@@ -70,7 +70,7 @@ class TestRollingDeploy:
         master = Child(old_master, timeout=40)
         board.until(0, 1)
         new = shared(socket_server, totalmax=2)
-        assert "was 4 in other processes; from now on it is 2 for all" in caplog.text
+        assert "was 4; from now on it is 2 for all processes" in caplog.text
         board[1] = 1
         assert master.result() == 2
         assert new.totalmax == 2

@@ -146,6 +146,23 @@ class Family:
         finally:
             presence.settle()
 
+    # -- one limit for all
+
+    def agree(self, limit: int) -> int | None:
+        """Come with a limit that differs from what the last one came with: it is for all from now.
+
+        One that was changed while in use stays, for those who come with what was there before.
+        Returns the limit that was changed; None if none was.
+        """
+        self._here()
+        map = self._mapped().map
+        known, map.asked = map.asked, limit
+        before = map.limit
+        if limit in (before, known):
+            return None
+        change.resize(self._mapped(), limit)
+        return before
+
     # -- turns to connect
 
     def try_connecting(self, limit: int) -> SharedPermit | None:

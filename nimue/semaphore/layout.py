@@ -25,6 +25,8 @@ may be stale or wrong without one permit too many or too few.
      48     u64          generation
      56     u64          alarms: how often a process has found its server gone
      64     u64          refusals: how often the server had no room for a connection
+     72     u32          the limit that was last asked for by who came, which is the limit unless
+                         it was changed since
      256    u8[256]      WAITS: 1 while threads of member k wait
      512    u8[1024]     HINTS: slot i is FREE, HELD or RETIRED
      1536   u8[256]      SUSPECT: member k did not take its turn (it may be stopped)
@@ -69,7 +71,7 @@ _SLOT_ROW = struct.Struct("@IIQQQ")
 _FIGURE_ROW = struct.Struct("@16Q")
 
 _HEADER = {"version": 2, "byte order": 3, "slots": 5, "members": 6}
-_LIMIT, _EXCESS = 4, 7
+_LIMIT, _EXCESS, _ASKED = 4, 7, 18
 _INODE, _DEVICE, _GENERATION, _ALARMS, _REFUSALS = 4, 5, 6, 7, 8
 
 
@@ -154,6 +156,14 @@ class Map:
     @excess.setter
     def excess(self, excess: int) -> None:
         self._words[_EXCESS] = excess
+
+    @property
+    def asked(self) -> int:
+        return self._words[_ASKED]
+
+    @asked.setter
+    def asked(self, limit: int) -> None:
+        self._words[_ASKED] = limit
 
     @property
     def generation(self) -> int:

@@ -375,7 +375,8 @@ class SharedSemaphore:
         self._here()
         change.destroy(self._mapped())
 
-    def _is_private(self) -> bool:
+    @property
+    def is_private(self) -> bool:
         return self.name.startswith(PRIVATE)
 
 
@@ -387,7 +388,7 @@ def _rebuild(name: str, limit: int, directory: str) -> SharedSemaphore:
     semaphore = SharedSemaphore.__new__(SharedSemaphore)
     semaphore._core = None
     semaphore._prepare(name, limit, directory, "adopt")
-    if semaphore._is_private():
+    if semaphore.is_private:
         _tidy_at_exit()
     return semaphore
 
