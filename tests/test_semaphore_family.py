@@ -11,7 +11,7 @@ import time
 import pytest
 
 from nimue.error import NimueInvalidParameterValue
-from nimue.semaphore import Figures, SharedSemaphore
+from nimue.semaphore import Figures, SharedSemaphore, mailbox
 from tests.children import Child, forked
 from tests.fakes import spawn, until
 from tests.semaphores import (
@@ -361,3 +361,22 @@ def test_another_thread_leaves_in_the_middle(semaphore):
     family._mapped = leave_first
     family.has_idle(True)
     assert family.publish(Figures())
+
+
+def test_nobody_leaves_while_another_thread_hears(semaphore, monkeypatch):
+    """What it reads from would be closed under it, and opened anew for nobody."""
+    semaphore.family.listen()
+    real, leaving = mailbox.Mailbox.drain, []
+    before = len(os.listdir("/proc/self/fd"))
+
+    def drain(self):
+        if not leaving:
+            leaving.append(spawn(semaphore.close))
+            leaving[0].thread.join(0.2)
+        return real(self)
+
+    monkeypatch.setattr(mailbox.Mailbox, "drain", drain)
+    assert semaphore.family.heard() == 0
+    leaving[0].result()
+    assert len(os.listdir("/proc/self/fd")) < before
+    assert semaphore._core.here.members.ear is None

@@ -342,10 +342,11 @@ def test_what_was_decided_is_done_though_the_files_go_then(server, monkeypatch):
     limit = pool._state.limit
     assert serves(pool)
 
-    def lost(state, now):
+    def lost(*args):
         raise error.NimueSemaphoreLost("just now")
 
     monkeypatch.setattr(type(limit), "publish", lost)
+    limit._publish_at = 0.0
     limit._family.renew()
     pool._state.wake()
     until(lambda: pool.poolstats().closed == 1)

@@ -99,8 +99,13 @@ class Family:
 
         A hint, which may count one wish twice: ``demand`` says whether any is left.
         """
-        ear = self._here().members.ear
-        return 0 if ear is None else ear.drain()
+        presence = self._here()
+        try:
+            with presence.lock:  # else another thread may leave, and the number be another file's
+                ear = presence.members.ear
+                return 0 if ear is None else ear.drain()
+        finally:
+            presence.settle()
 
     def ask(self, wanted: int) -> None:
         """Ask for so many connections, though no thread waits for a permit."""
