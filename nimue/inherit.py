@@ -81,7 +81,10 @@ def before_fork(state: State, deadline: float) -> bool:
     try:
         in_use = len(state.entries) > len(state.idle) or state.waiters
         driver = state.known_driver
-        if in_use and not (driver is not None and driver.close_before_fork):
+        keeps = not (driver is not None and driver.close_before_fork)
+        # Under a limit of all processes the idle ones are let go: no thread is left to hear who
+        # asks for them.
+        if in_use and keeps and not state.limit.is_shared:
             state.bequest = Bequest(state)
             return bool(state.entries)
         works = state.take_idle_where_locked(lambda entry: True)

@@ -363,8 +363,6 @@ class State:
 
     def fork_is_over(self) -> None:
         self.bequest = None
-        if self.limit.is_shared and self.entries:
-            self.wake()  # the child, and others, may ask for what is idle or comes back
 
     def wake(self) -> None:
         """After a fork, on behalf of those who wait: have a monitor run again, and look."""

@@ -112,6 +112,8 @@ class SharedLimit(Unlimited):
 
     def unless_wanted(self, state: State, at_rest: AtRest) -> AtRest:
         def ask(raw: Any) -> bool | None:
+            if not fork.door[0]:  # since a fork: what comes back may be asked for
+                state.wake()
             return None if self._is_wanted(state) else at_rest(raw)
 
         return ask
@@ -155,7 +157,8 @@ class SharedLimit(Unlimited):
         try:
             has = bool(state.entries)
             if len(self._known) > 1:
-                has = any(each.entries for each in self._pools(state))
+                # No generator: one that an interrupt cuts short is complained of.
+                has = any([each.entries for each in self._pools(state)])  # noqa: C419
             if self._has != (state.pid, has) and not state.is_shut:  # else it may have left already
                 self._family.has_idle(has)
                 self._has = (state.pid, has)

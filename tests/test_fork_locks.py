@@ -15,8 +15,8 @@ import pytest
 
 from nimue import NimueInheritedConnectionError, upkeep
 from nimue import fork as forks
-from tests.children import Child, forked
-from tests.fakes import FakeDriver, OperationalError, spawn, until
+from tests.children import Child, forked, in_script
+from tests.fakes import FakeDriver, FakeServer, OperationalError, spawn, until
 from tests.forking import ask, c_forked, end, kept, make_pool, said, serves
 from tests.forking import forked as by_fork
 
@@ -269,22 +269,9 @@ class TestAnotherThread:
         served(asking)
         end(pool)
 
-    def test_forks_too(self, socket_server):
-        pool = make_pool(socket_server, poolmin=2)
-        handle = pool.getconnection()
-
-        def work():
-            return [_raw_fork(lambda: serves(pool) > 2) for _ in range(10)]
-
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)
-            workers = [spawn(work) for _ in range(3)]
-            for worker in workers:
-                assert worker.result(60) == [0] * 10
-        handle.close()
-        served(spawn(pool.getconnection))
-        assert not forks.is_near()
-        end(pool)
+    def test_forks_too(self):
+        """In a script: filelock, once anybody has imported it, refuses two forks at once."""
+        in_script(threads_that_fork)
 
     def test_drops_its_handle(self, socket_server, fork):
         pool = make_pool(socket_server, poolmin=1)
@@ -437,6 +424,26 @@ class TestThisThread:
 
         assert forked(child, expect_threads=True) == {0}
         end(pool)
+
+
+def threads_that_fork():
+    server = FakeServer(sockets=True)
+    pool = make_pool(server, poolmin=2)
+    handle = pool.getconnection()
+
+    def work():
+        return [_raw_fork(lambda: serves(pool) > 2) for _ in range(10)]
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        workers = [spawn(work) for _ in range(3)]
+        for worker in workers:
+            assert worker.result(60) == [0] * 10
+    handle.close()
+    served(spawn(pool.getconnection))
+    assert not forks.is_near()
+    end(pool)
+    server.verify()
 
 
 def _raw_fork(fn):
