@@ -277,6 +277,7 @@ class TestConstructor:
         end(pool)
         assert landed > 30
         assert serves_again(server)
+        until(lambda: not semaphore.snapshot().holders)
         semaphore.close()
 
 
