@@ -90,8 +90,7 @@ def _retire_all(state: State) -> None:
 def abandon(state: State) -> None:
     """The pool is gone: close what is idle, and the rest as it comes back."""
     opener.start(state, shut(state))
-    if not state.entries:
-        state.limit.leave(state)
+    state.limit.leave(state)
 
 
 def drop(state: State) -> None:

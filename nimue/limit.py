@@ -112,7 +112,7 @@ class Unlimited:
         return ""
 
     def leave(self, state: State) -> None:
-        """That pool is closed and empty."""
+        """If that pool is closed and empty, this process may have no more to do with the limit."""
 
 
 #: All that a pool without ``totalmax`` ever needs, in any process.

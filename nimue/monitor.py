@@ -249,8 +249,7 @@ class Monitor:
             ears.add(ear)
         works, look_at = state.limit.look_after(state, time.monotonic())
         opener.start(state, works)
-        if state.is_shut and not state.entries:  # closed meanwhile: this may have been a return
-            state.limit.leave(state)
+        state.limit.leave(state)  # if it was closed meanwhile, this may have been a return
         return look_at - time.monotonic()
 
 

@@ -99,8 +99,7 @@ def _labour(state: State, work: Work | None, planner: int) -> None:
             works = []
         work = works.pop() if works else None
         start(state, works)
-    if state.is_shut and not state.entries:
-        state.limit.leave(state)
+    state.limit.leave(state)
 
 
 def _do(state: State, work: Work) -> list[Work]:

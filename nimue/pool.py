@@ -354,8 +354,7 @@ class NimueConnectionPool(Parameters):
         if state.entries and not fork.put_off(state.wake):
             monitor.here.ensure()  # it is who hears of a borrower that drops its handle
         ending.await_loans(state, leaver, timeout)
-        if not state.entries:
-            state.limit.leave(state)
+        state.limit.leave(state)
         monitor.wake()
 
     def __enter__(self) -> NimueConnectionPool:

@@ -275,6 +275,8 @@ class SharedLimit(Unlimited):
             return f"; totalmax of all processes cannot be read: {error}"
 
     def leave(self, state: State) -> None:
+        if state.entries or not state.is_shut:
+            return
         if not all(other.is_shut and not other.entries for other in self._others(state)):
             return
         self._has = (0, False)

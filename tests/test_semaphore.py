@@ -6,6 +6,7 @@ import gc
 import signal
 import threading
 import time
+from contextlib import contextmanager
 
 import pytest
 
@@ -178,10 +179,9 @@ def test_giving_back_twice_does_not_take_from_the_next(tmp_path):
     second.give_back()
 
 
-def test_a_permit_is_given_back_while_another_thread_is_at_the_table(semaphore):
-    """It is on a list then, and no less given back; nobody is told that it was dropped."""
-    permit = semaphore.acquire()
-    presence = permit._presence
+@contextmanager
+def another_thread_at_the_table(presence):
+    """Inside its lock until the block is over; then it carries out what was put on the list."""
     inside, go_on = threading.Event(), threading.Event()
 
     def edit():
@@ -192,11 +192,18 @@ def test_a_permit_is_given_back_while_another_thread_is_at_the_table(semaphore):
 
     editing = spawn(edit)
     assert inside.wait(10)
-    permit.give_back()
-    assert not permit.is_held and semaphore.snapshot().held == 1
-    del permit
+    yield
     go_on.set()
     editing.result()
+
+
+def test_a_permit_is_given_back_while_another_thread_is_at_the_table(semaphore):
+    """It is on a list then, and no less given back; nobody is told that it was dropped."""
+    permit = semaphore.acquire()
+    with another_thread_at_the_table(permit._presence):
+        permit.give_back()
+        assert not permit.is_held and semaphore.snapshot().held == 1
+        del permit
     assert semaphore.snapshot().held == 0
 
 
@@ -234,20 +241,9 @@ def test_what_is_given_back_inside_an_edit_is_carried_out_after_it(semaphore):
 
 def test_what_is_given_back_while_another_thread_edits_is_carried_out_by_that(semaphore):
     presence, permit = semaphore._here(), semaphore.acquire()
-    inside, go_on = threading.Event(), threading.Event()
-
-    def edit():
-        with presence.lock:
-            inside.set()
-            assert go_on.wait(10)
-        presence.settle()
-
-    editing = spawn(edit)
-    assert inside.wait(10)
-    permit.give_back()  # does not wait for the lock
-    assert presence.slots.count() == 1
-    go_on.set()
-    editing.result()
+    with another_thread_at_the_table(presence):
+        permit.give_back()  # does not wait for the lock
+        assert presence.slots.count() == 1
     assert presence.slots.count() == 0
 
 

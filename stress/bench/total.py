@@ -21,13 +21,12 @@ from pathlib import Path
 
 import nimue
 from nimue.cli import extra
-from nimue.cli.demo_verdict import DemoFailed
-from nimue.cli.interrupt import Interrupted, Interrupts
 from stress.bench import total_servers
 from stress.bench.report import Part, Sheet, compare, verdict
 from stress.bench.runs import Context
 from stress.bench.total_parts import HOT, SELECT, SKEW, Plan
 from stress.bench.total_runs import BOUNCER, LIMIT, NIMUE, PROCESSES, STATIC, Stage
+from stress.ground import perform
 
 SPLIT = LIMIT // PROCESSES
 TOLD = f"""\
@@ -54,24 +53,11 @@ def main(argv: list[str] | None = None) -> int:
     if lacking := extra.missing(NEEDED):
         print(f"total needs {', '.join(lacking)}: {INSTALL}", file=sys.stderr)
         return 1
-    with Interrupts() as interrupts:
-        stage = Stage(interrupts)
-        try:
-            # Twice: the one signal that is let through may come between `finally` and the hold.
-            try:
-                try:
-                    sheet = _measure(stage, options)
-                finally:
-                    stage.close()
-            finally:
-                stage.close()
-        except Interrupted as stop:
-            print(f"Stopped by {stop}: all processes ended, all files removed.", file=sys.stderr)
-            return 128 + stop.signum
-        except DemoFailed as failure:
-            print(f"total: {failure}\n{failure.log}".rstrip(), file=sys.stderr)
-            return 1
-    return _conclude(sheet, options, stage.left())
+    return perform(
+        Stage,
+        lambda stage: _measure(stage, options),
+        lambda sheet, left: _conclude(sheet, options, left),
+    )
 
 
 def _measure(stage: Stage, options: argparse.Namespace) -> Sheet:

