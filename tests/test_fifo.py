@@ -185,11 +185,12 @@ def test_each_of_many_threads_has_its_turn(server: FakeServer) -> None:
             together.wait(10)
             for _ in range(rounds):
                 with pool.connection(timeout=LONG):
-                    # Whoever goes on at once would find no queue behind it.
-                    until(lambda: queue or left[0] <= 0)
-                left[0] -= 1
+                    # Whoever goes on at once would find no queue behind it. Of three that are not
+                    # through, one holds nothing: it joins the queue.
+                    until(lambda: queue or len(through) >= threads - 2)
+            through.append(True)
 
-        left = [threads * rounds - threads]
+        through: list[bool] = []
         workers = [spawn(work) for _ in range(threads)]
         for worker in workers:
             worker.result(30)
