@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from stress.diary import Diary
 from stress.storm import main, part_of, stage
 from stress.storm.diary import (
-    Diary,
     Findings,
     Hold,
     Wait,

@@ -15,8 +15,9 @@ from typing import IO, Any
 
 from nimue.cli.demo_verdict import DemoFailed
 from stress.bench.runs import environment
+from stress.diary import now
 from stress.ground import put_down
-from stress.storm.order import Order, now
+from stress.storm.order import Order
 
 #: Seconds in which a process that was killed has to be gone, and the nursery to answer.
 SOON = 30.0

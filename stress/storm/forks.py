@@ -18,8 +18,8 @@ from contextlib import suppress
 from typing import Any
 
 from nimue import NimueInheritedConnectionError
-from stress.storm.diary import Diary
-from stress.storm.order import BIRTH_BOUND, CHILD_BOUND, now
+from stress.diary import Diary, now
+from stress.storm.order import BIRTH_BOUND, CHILD_BOUND
 
 _C = ctypes.PyDLL(None, use_errno=True)
 

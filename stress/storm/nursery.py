@@ -14,9 +14,9 @@ import time
 import traceback
 
 from nimue import NimueConnectionPool
-from stress.storm.diary import Diary
+from stress.diary import Diary, now
 from stress.storm.forks import c_fork_at_rest, hooked_fork
-from stress.storm.order import Order, now
+from stress.storm.order import Order
 from stress.storm.worker import Session, be_worker, make_pool
 
 

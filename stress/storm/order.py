@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -39,8 +38,3 @@ class Order:
     @classmethod
     def of(cls, text: str) -> Order:
         return cls(**json.loads(text))
-
-
-def now() -> int:
-    """Nanoseconds of the clock that all processes share."""
-    return time.monotonic_ns()

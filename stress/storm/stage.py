@@ -12,9 +12,10 @@ from nimue.cli.demo_process import tail
 from nimue.cli.interrupt import Interrupts
 from nimue.semaphore.presence import SharedPermit
 from stress.bench.total_watch import Watch
+from stress.diary import count_files
 from stress.ground import Ground
 from stress.storm import orphans
-from stress.storm.diary import Findings, count_files, read
+from stress.storm.diary import Findings, read
 from stress.storm.faults import faults
 from stress.storm.fleet import Fleet, StormFailed
 from stress.storm.order import PATIENCE, Order

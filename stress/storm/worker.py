@@ -20,9 +20,9 @@ import psycopg2
 import psycopg2.extensions
 
 from nimue import NimueConnectionPool
-from stress.storm.diary import Diary
+from stress.diary import Diary, now
 from stress.storm.forks import Fork, WrongAnswer, choose, told
-from stress.storm.order import PATIENCE, Order, now
+from stress.storm.order import PATIENCE, Order
 
 ASK = "select %s, pg_backend_pid(), current_setting('nimue.word', true)"
 

@@ -1,0 +1,138 @@
+"""What a process does when it has taken a ticket, while a question holds a connection."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+from stress.trial.tickets import Deed
+from stress.trial.words import told
+
+if TYPE_CHECKING:
+    from stress.trial.desk import Desk
+
+#: Seconds after which a child that hangs is put down, and is told of.
+CHILD_BOUND = 30
+#: The farthest that the wall clock steps, in seconds.
+STEP = 7200.0
+
+_time = time.time
+
+
+def fork(desk: Desk, conn: Any, dice: Random) -> None:
+    """A child that exits in any way, with or without a use of its own pool before."""
+    # Elsewhere a server's own code would be above, and go on as if it were the parent.
+    ways = [*WAYS, *(["sys.exit"] if desk.drives_itself else [])]
+    way, uses = dice.choice(ways), dice.choice((0, 0, 1, 3))
+    _in_child(desk, f"fork, {way}, {uses} uses", lambda: _live(desk, uses, way, dice))
+
+
+def crossed(desk: Desk, conn: Any, dice: Random) -> None:
+    """A child that tries the connection that its parent is using."""
+    _in_child(desk, "crossed", lambda: _try(desk, conn))
+
+
+def leak(desk: Desk, conn: Any, dice: Random) -> None:
+    """Take another connection, if there is one at once, and lose it in a transaction."""
+    lost = desk.pool.try_acquire()
+    if lost is not None:
+        lost.cursor().execute("select 1")
+        desk.note_did("leak", "a connection dropped")
+
+
+def interrupt(desk: Desk, conn: Any, dice: Random) -> None:
+    """KeyboardInterrupt wherever another of the threads that ask is just now."""
+    others = [
+        thread
+        for thread in threading.enumerate()
+        if thread.name.startswith("driver-") and thread is not threading.current_thread()
+    ]
+    if others:
+        victim = dice.choice(others)
+        desk.note_did("interrupt", victim.name)
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(
+            ctypes.c_ulong(victim.ident or 0), ctypes.py_object(KeyboardInterrupt)
+        )
+
+
+def clock(desk: Desk, conn: Any, dice: Random) -> None:
+    """What ``time.time()`` says in this process steps forward or back."""
+    step = dice.uniform(-STEP, STEP)
+    time.time = lambda: _time() + step
+    desk.note_did("clock", f"{step:+.0f} s")
+
+
+def _in_child(desk: Desk, what: str, live: Callable[[], None]) -> None:
+    parent = desk.diary.name
+    desk.note_did(what.partition(",")[0], what)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        pid = os.fork()
+    if pid:
+        _reaper(desk, pid, what)
+        return
+    try:
+        signal.alarm(CHILD_BOUND)
+        desk.enter_child(f"{parent}.{os.getpid()}")
+        live()
+    except Exception as error:
+        desk.note_wrong(told(error))
+    except SystemExit:
+        raise
+    os._exit(0)
+
+
+def _reaper(desk: Desk, pid: int, what: str) -> None:
+    """A thread waits for the child, whose parent may be killed at any time."""
+
+    def wait() -> None:
+        try:
+            _, status = os.waitpid(pid, 0)
+        except ChildProcessError:  # whoever reaps all children of this process was faster
+            return
+        if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGALRM:
+            desk.note_wrong(f"a child hung: {what}")
+
+    threading.Thread(target=wait, name="reaper", daemon=True).start()
+
+
+def _live(desk: Desk, uses: int, way: str, dice: Random) -> None:
+    for n in range(uses):
+        desk.ask(f"{desk.diary.name}.{n}", dice)
+    if way == "sys.exit":
+        sys.exit()
+    WAYS[way](desk)
+
+
+def _try(desk: Desk, conn: Any) -> None:
+    try:
+        conn.cursor().execute("select 1")
+    except Exception:
+        return
+    desk.note_wrong("a child could use its parent's connection")
+
+
+#: How a child ends; ``sys.exit``, through all that its parent was in the middle of, comes on top.
+WAYS: Mapping[str, Callable[[Desk], None]] = {
+    "os._exit": lambda desk: None,
+    "close": lambda desk: desk.pool.close(desk.brief.timeout),
+    "SIGTERM": lambda desk: os.kill(os.getpid(), signal.SIGTERM),
+    "SIGKILL": lambda desk: os.kill(os.getpid(), signal.SIGKILL),
+    "exec": lambda desk: os.execv(sys.executable, [sys.executable, "-S", "-c", ""]),
+}
+
+DEEDS: Mapping[str, Deed] = {
+    "fork": fork,
+    "crossed": crossed,
+    "leak": leak,
+    "interrupt": interrupt,
+    "clock": clock,
+}
