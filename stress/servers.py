@@ -312,7 +312,8 @@ class MariaDBServer(Server):
         """As administrator, over the unix socket. Raises what the driver does."""
         import pymysql
 
-        conn = pymysql.connect(user="root", autocommit=True, defer_connect=True, **keywords)
+        given = {"autocommit": True, "ssl_disabled": True, "defer_connect": True, **keywords}
+        conn = pymysql.connect(user="root", **given)
         # A socket of our own, because PyMySQL leaks its own where it is refused.
         sock = socket.socket(socket.AF_UNIX)
         try:
