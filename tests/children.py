@@ -51,6 +51,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from stress.processes import gone  # noqa: F401 - for those that import it from here
+
 TIMEOUT = 20.0
 DUMP_SIGNAL = signal.SIGRTMAX - 1 if hasattr(signal, "SIGRTMAX") else signal.SIGUSR2
 ROOT = Path(__file__).resolve().parent.parent
@@ -501,19 +503,6 @@ def _is_alive(pid: int) -> bool:
         return os.waitpid(pid, os.WNOHANG)[0] == 0
     except ChildProcessError:
         return False
-
-
-def gone(pid: int) -> bool:
-    """True if there is no such process, or but a zombie; one that is ours is reaped."""
-    try:
-        return os.waitpid(pid, os.WNOHANG)[0] != 0
-    except ChildProcessError:
-        pass
-    try:
-        with open(f"/proc/{pid}/stat") as file:
-            return file.read().rpartition(")")[2].split()[0] == "Z"
-    except FileNotFoundError:
-        return True
 
 
 def _children_here() -> set[int]:

@@ -19,9 +19,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from stress.proxy import Proxy
 from tests import children, servers
 from tests.fakes import Clock, FakeServer, Spawned
-from tests.proxy import Proxy
 
 _called = pytest.StashKey[pytest.CallInfo[None]]()
 
@@ -175,7 +175,7 @@ def make_proxy() -> Iterator[Callable[[int], Proxy]]:
     made: list[Proxy] = []
 
     def make(port: int) -> Proxy:
-        made.append(Proxy(port))
+        made.append(Proxy(port, noted=children.expected))
         return made[-1]
 
     yield make

@@ -12,8 +12,8 @@ import pytest
 from nimue import NimueConnectionPool, NimueNoConnectionAvailable
 from nimue.drivers.mysql import PyMySQL
 from nimue.drivers.postgres import Psycopg2
+from stress.proxy import Proxy
 from tests.fakes import FakeDriver, FakeServer, OperationalError, spawn, until
-from tests.proxy import Proxy
 from tests.servers import MARIADB_DRIVERS, POSTGRES_DRIVERS
 
 EVERY = (*POSTGRES_DRIVERS, *MARIADB_DRIVERS)

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from nimue import NimueConnectionPool, NimuePoolTimeout
+from stress.proxy import Proxy
 from tests.fakes import spawn, until
-from tests.proxy import Proxy
 from tests.servers import MARIADB_DRIVERS, POSTGRES_DRIVERS
 
 ROOM = 4

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from nimue import NimueConnectionPool, NimueNoConnectionAvailable, NimuePoolTimeout, backoff
+from stress.proxy import Proxy
 from tests.children import Child
 from tests.fakes import FakeDriver, FakeServer, OperationalError, spawn, until
-from tests.proxy import Proxy
 from tests.servers import POSTGRES_DRIVERS, Postgres
 
 # A connect() of pg8000 that fails leaves its socket to the collector.

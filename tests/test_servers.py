@@ -19,10 +19,10 @@ from pathlib import Path
 
 import pytest
 
+from stress.servers import free_port
 from tests import children
 from tests.children import ROOT
 from tests.fakes import spawn, until
-from tests.servers import _free_port
 
 pytestmark = pytest.mark.server
 
@@ -71,7 +71,7 @@ class Site:
 
     def __init__(self, database, folder, command, app=APP, **env):
         self.database = database
-        self.port = _free_port()
+        self.port = free_port()
         self.log = folder / "log"
         (folder / "site_app.py").write_text(app)
         with open(self.log, "wb") as log:

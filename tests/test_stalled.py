@@ -17,9 +17,9 @@ from nimue import (
     NimuePoolTimeout,
     fork,
 )
+from stress.proxy import Proxy
 from tests.children import Child, in_script
 from tests.fakes import FakeDriver, FakeServer, spawn, until
-from tests.proxy import Proxy
 from tests.servers import MARIADB_DRIVERS, POSTGRES_DRIVERS, Postgres
 
 EVERY = (*POSTGRES_DRIVERS, *MARIADB_DRIVERS)

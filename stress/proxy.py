@@ -13,8 +13,8 @@ assignment returns:
 ``proxy.cut()`` resets those there are and keeps the mode. ``proxy.connections`` is their number,
 ``proxy.accepted`` how many there ever were.
 
-The proxy is a process of its own: forked children of the test inherit none of its sockets, and the
-test's process gets no thread by it. It ends with ``close()``, or with its parent.
+The proxy is a process of its own: forked children of who made it inherit none of its sockets,
+and who made it gets no thread by it. It ends with ``close()``, or with its parent.
 """
 
 from __future__ import annotations
@@ -32,12 +32,15 @@ LIMIT = 10.0
 
 
 class Proxy:
-    """The test's handle on the proxy's process."""
+    """A handle on the proxy's process.
 
-    def __init__(self, upstream: int) -> None:
-        from tests import children
+    Args:
+        upstream: the port of the server.
+        noted: the id of its process is put there while it lives.
+    """
 
-        self._expected = children.expected
+    def __init__(self, upstream: int, noted: set[int] | None = None) -> None:
+        self._noted: set[int] = set() if noted is None else noted
         self._ours, theirs = socket.socketpair()
         self._ours.settimeout(LIMIT)
         with theirs:
@@ -47,7 +50,7 @@ class Proxy:
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
             )
-        self._expected.add(self._process.pid)
+        self._noted.add(self._process.pid)
         self._mode = "pass"
         try:
             self.port = int(self._ask("port"))
@@ -91,7 +94,7 @@ class Proxy:
             self._process.kill()
             self._process.wait(LIMIT)
         finally:
-            self._expected.discard(self._process.pid)
+            self._noted.discard(self._process.pid)
 
     def __enter__(self) -> Proxy:
         return self
