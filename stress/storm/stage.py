@@ -7,14 +7,13 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from nimue import SharedSemaphore
 from nimue.cli.demo_process import tail
 from nimue.cli.interrupt import Interrupts
-from nimue.semaphore.presence import SharedPermit
+from stress import orphans
 from stress.bench.total_watch import Watch
 from stress.diary import count_files
 from stress.ground import Ground
-from stress.storm import orphans
+from stress.permits import count_permits
 from stress.storm.diary import Findings, read
 from stress.storm.faults import faults
 from stress.storm.fleet import Fleet, StormFailed
@@ -158,23 +157,12 @@ class Stage(Ground):
             most=watch.census.most,
             lasting=watch.census.lasting,
             looks=watch.census.looks,
-            permits=self._count_permits(plan.limit),
+            permits=count_permits(self._mark, plan.limit, self._shared)[0],
             sessions=sessions,
             processes=processes,
             descriptors=0,
             errors=[f"lost sight of the server: {watch.error}"] if watch.error else [],
         )
-
-    def _count_permits(self, limit: int) -> int:
-        """How many can be taken at once, now that nobody else is there."""
-        semaphore = SharedSemaphore(self._mark, limit, directory=self._shared)
-        permits: list[SharedPermit] = []
-        while len(permits) <= limit and (permit := semaphore.take(0.2)) is not None:
-            permits.append(permit)
-        for permit in permits:
-            permit.give_back()
-        semaphore.close()
-        return len(permits)
 
     def _servers(self) -> list[int]:
         return self._postgres.family.living() if self._postgres is not None else []

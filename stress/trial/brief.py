@@ -28,6 +28,8 @@ class Brief:
         poolmin, poolmax, totalmax: of the pool in each process.
         timeout: seconds that a wait for a connection may take.
         hold: the longest that a question holds its connection on purpose, in seconds.
+        pause: that a driving thread rests between two questions, on average, in seconds.
+        limits: where the files of the shared limit are; "": in the folder.
     """
 
     contender: str
@@ -43,6 +45,8 @@ class Brief:
     totalmax: int | None = 6
     timeout: float = 10.0
     hold: float = 0.004
+    pause: float = 0.0
+    limits: str = ""
     #: What one contender alone is told.
     extra: Mapping[str, Any] = field(default_factory=dict)
 

@@ -40,12 +40,10 @@ def crossed(desk: Desk, conn: Any, dice: Random) -> None:
     _in_child(desk, "crossed", lambda: _try(desk, conn))
 
 
-def leak(desk: Desk, conn: Any, dice: Random) -> None:
-    """Take another connection, if there is one at once, and lose it in a transaction."""
-    lost = desk.pool.try_acquire()
-    if lost is not None:
-        lost.cursor().execute("select 1")
-        desk.note_did("leak", "a connection dropped")
+def leak(desk: Desk, conn: Any, dice: Random) -> bool:
+    """The question's own connection is dropped at its end, not given back."""
+    desk.note_did("leak", "a connection dropped")
+    return True
 
 
 def interrupt(desk: Desk, conn: Any, dice: Random) -> None:

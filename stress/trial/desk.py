@@ -124,9 +124,10 @@ class Desk:
             conn = self.pool.acquire()
             waited = now() - asked
             error: BaseException | None = None
+            is_lost = False
             try:
                 backend = self._ask(conn, token)
-                self._tickets.serve(self, conn, dice)
+                is_lost = self._tickets.serve(self, conn, dice)
                 self._write(conn, token)
                 time.sleep(dice.random() * self.brief.hold)
                 outcome = UNKNOWN
@@ -136,7 +137,8 @@ class Desk:
                 error = caught
                 raise
             finally:
-                self.pool.release(conn, error)
+                if error is not None or not is_lost:
+                    self.pool.release(conn, error)
         except Exception as error:
             wrong = isinstance(error, WrongAnswer)
             return Answer(token, outcome, os.getpid(), waited, backend, told(error), wrong)
@@ -174,6 +176,8 @@ class Desk:
             try:
                 while not self.is_over:
                     self.ask(next(tokens), dice)
+                    if self.brief.pause:
+                        time.sleep(dice.random() * 2 * self.brief.pause)
                 return
             except KeyboardInterrupt:  # one of the faults; the question stays without an end
                 continue

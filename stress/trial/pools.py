@@ -22,10 +22,6 @@ class Pool:
         """A connection, or the pool's own error."""
         raise NotImplementedError
 
-    def try_acquire(self) -> Any | None:
-        """A connection that there is at once, or None."""
-        return None
-
     def release(self, conn: Any, error: BaseException | None) -> None:
         """Give back what ``acquire`` gave; ``error``: what its use ended in."""
         conn.close()
@@ -57,14 +53,6 @@ class Nimue(Pool):
     def acquire(self) -> Any:
         return self.pool.getconnection()
 
-    def try_acquire(self) -> Any | None:
-        from nimue import NimueNoConnectionAvailable
-
-        try:
-            return self.pool.getconnection(blocking=False)
-        except NimueNoConnectionAvailable:
-            return None
-
     def close(self, timeout: float) -> None:
         self.pool.close(timeout=timeout)
 
@@ -72,6 +60,13 @@ class Nimue(Pool):
 #: By name, the module and the class: a peer is imported by who tries it.
 WHERE: Mapping[str, tuple[str, str]] = {
     "nimue": (__name__, "Nimue"),
+    "planted: shares": ("stress.trial.planted", "Shares"),
+    "planted: exceeds": ("stress.trial.planted", "Exceeds"),
+    "planted: leaks": ("stress.trial.planted", "Leaks"),
+    "planted: crosses": ("stress.trial.planted", "Crosses"),
+    "planted: loses": ("stress.trial.planted", "Loses"),
+    "planted: doubles": ("stress.trial.planted", "Doubles"),
+    "planted: remains": ("stress.trial.planted", "Remains"),
 }
 
 

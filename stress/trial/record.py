@@ -9,7 +9,7 @@ from typing import Any
 from nimue.cli.demo_verdict import Check
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Question:
     """One question, and what came of it as far as anybody knows.
 
@@ -31,9 +31,12 @@ class Question:
     wrong: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Look:
-    """What the server listed at one moment: so many sessions of each process."""
+    """What the server listed at one moment: so many sessions of each process.
+
+    Looks that saw the same as the one before are left out.
+    """
 
     at: float
     sessions: Mapping[int, int]
@@ -43,7 +46,7 @@ class Look:
         return sum(self.sessions.values())
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Happening:
     """One fault that was done, or one thing that befell the processes: ``detail`` says to whom."""
 
@@ -52,7 +55,7 @@ class Happening:
     detail: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Health:
     """One process at one moment: bytes resident, open descriptors, threads."""
 

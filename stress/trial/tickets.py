@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from stress.trial.desk import Desk
 
-#: What serves a ticket: told the desk, the connection that the question holds, and the dice.
-Deed = Callable[["Desk", Any, Random], None]
+#: What serves a ticket: told the desk, the connection that the question holds, and the dice. True:
+#: that connection is to be lost.
+Deed = Callable[["Desk", Any, Random], bool | None]
 
 
 class Tickets:
@@ -39,12 +40,14 @@ class Tickets:
             return name.partition(".")[0]
         return None
 
-    def serve(self, desk: Desk, conn: Any, dice: Random) -> None:
+    def serve(self, desk: Desk, conn: Any, dice: Random) -> bool:
+        """Do what a ticket asks for, if there is one; whether ``conn`` is to be lost."""
         kind = self.take()
-        if kind is not None:
-            from stress.trial import deeds
+        if kind is None:
+            return False
+        from stress.trial import deeds
 
-            deeds.DEEDS[kind](desk, conn, dice)
+        return bool(deeds.DEEDS[kind](desk, conn, dice))
 
 
 #: The kinds there are: see ``stress.trial.deeds``.

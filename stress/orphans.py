@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import signal
 import sys
 import time
 from collections.abc import Collection
@@ -19,7 +20,7 @@ def adopt() -> None:
 def reap(known: Collection[int]) -> set[int]:
     """The orphans that live, apart from ``known`` children; the dead are forgotten."""
     living = set()
-    for pid in _children() - set(known):
+    for pid in children() - set(known):
         with suppress(ChildProcessError):
             if os.waitpid(pid, os.WNOHANG)[0] == 0:
                 living.add(pid)
@@ -34,7 +35,16 @@ def left(known: Collection[int], bound: float) -> int:
     return len(living)
 
 
-def _children() -> set[int]:
+def end(known: Collection[int]) -> None:
+    """Put down the orphans that live, apart from ``known`` children."""
+    for pid in reap(known):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    left(known, 5.0)
+
+
+def children() -> set[int]:
+    """Whatever this process is the parent of, by whichever thread."""
     found: set[int] = set()
     for task in os.listdir("/proc/self/task"):
         with suppress(OSError), open(f"/proc/self/task/{task}/children") as file:

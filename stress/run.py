@@ -1,0 +1,57 @@
+"""``python -m stress <scenario>``: its trials, one after the other, on one server."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from nimue.cli.interrupt import Interrupts
+from stress.ground import perform
+from stress.options import Order, order
+from stress.trial.course import Course, Plan
+from stress.trial.record import Record
+from stress.trial.site import Site
+
+
+def main(name: str, argv: Sequence[str]) -> int:
+    """Try, print, and return 0 only if the oracle agrees."""
+    return run(order(name, argv))
+
+
+def run(wanted: Order) -> int:
+    """Do all that is asked for."""
+
+    def make(interrupts: Interrupts) -> Site:
+        return Site(interrupts)
+
+    def measure(site: Site) -> list[Record]:
+        site.prepare(wanted.server, wanted.dsn, wanted.needs_proxy)
+        return [attempt(plan, site) for plan in wanted.plans]
+
+    def conclude(records: list[Record], left: list[str]) -> int:
+        return close(wanted, records, left)
+
+    return perform(make, measure, conclude)
+
+
+def attempt(plan: Plan, site: Site) -> Record:
+    """One trial, shown while it runs, and its verdict."""
+    from stress.report.live import Live
+
+    with Live(plan) as live:
+        record = Course(plan, site, live.show).run()
+    live.verdict(record)
+    return record
+
+
+def close(wanted: Order, records: Sequence[Record], left: Sequence[str]) -> int:
+    """Write what is to be written; the exit status."""
+    from stress.report import figures, page
+
+    if wanted.json is not None:
+        figures.save(records, wanted.json)
+    if wanted.report is not None:
+        print(f"the report: {page.write(records, wanted.report)}")
+    for name in left:
+        print(f"left behind: {name}", file=sys.stderr)
+    return 0 if not left and all(record.good for record in records) else 1

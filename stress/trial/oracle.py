@@ -1,0 +1,107 @@
+"""What is seen from outside, whatever the pools say: sessions, permits, processes."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any
+
+from nimue.cli import extra
+from stress.bench.total_watch import Census
+from stress.databases import Database, ServerAway
+from stress.trial.record import Health, Look
+
+#: Seconds between two looks at the server's list, and at the processes.
+LOOK, SAMPLE = 0.01, 1.0
+#: A session that is closed is listed until its server process has ended: no longer than this.
+LASTING = 0.15
+
+
+class Sessions:
+    """A thread that looks at the server's own list of sessions, and writes down every change."""
+
+    def __init__(self, database: Database, mark: str, begun: float) -> None:
+        self._database, self._mark, self._begun = database, mark, begun
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="sessions", daemon=True)
+        self.census = Census(LASTING)
+        self.looks: list[Look] = []
+        #: The most that one process had in two looks so far apart.
+        self.most_of_one = 0
+        self.error: str | None = None
+        self._by_process: dict[int, Census] = {}
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._over.set()
+        if self._thread.ident is not None:
+            self._thread.join(10)
+
+    @property
+    def now(self) -> dict[int, int]:
+        return dict(self.looks[-1].sessions) if self.looks else {}
+
+    def settled(self, bound: float) -> int:
+        """Sessions left when there are none any more, or after ``bound`` seconds."""
+        deadline = time.monotonic() + bound
+        while (left := len(self._database.sessions(self._mark))) and time.monotonic() < deadline:
+            time.sleep(LOOK)
+        return left
+
+    def _watch(self) -> None:
+        try:
+            while not self._over.wait(LOOK):
+                with suppress(ServerAway):
+                    when = time.monotonic()
+                    self._fold(when, self._database.sessions(self._mark))
+        except Exception as error:
+            self.error = f"{type(error).__name__}: {error}"
+
+    def _fold(self, when: float, listed: dict[int, int]) -> None:
+        self.census.fold(when, frozenset(listed))
+        counts = Counter(listed.values())
+        self._fold_each(when, listed, counts)
+        if not self.looks or self.looks[-1].sessions != counts:
+            self.looks.append(Look(when - self._begun, dict(counts)))
+
+    def _fold_each(self, when: float, listed: dict[int, int], counts: Counter[int]) -> None:
+        for pid in self._by_process.keys() - counts.keys():
+            del self._by_process[pid]
+        for pid, count in counts.items():
+            if pid and count > self.most_of_one:
+                census = self._by_process.setdefault(pid, Census(LASTING))
+                census.fold(when, frozenset(one for one, of in listed.items() if of == pid))
+                self.most_of_one = max(self.most_of_one, census.lasting)
+
+
+class Processes:
+    """Memory, descriptors and threads of the workers, once a second."""
+
+    def __init__(self, begun: float) -> None:
+        self._psutil = extra.load("psutil")
+        self._begun, self._due = begun, 0.0
+        self.samples: list[Health] = []
+
+    def look(self, pids: Callable[[], Sequence[int]]) -> None:
+        """Look, if it is time to."""
+        now = time.monotonic()
+        if now >= self._due:
+            self._due = now + SAMPLE
+            for pid in pids():
+                with suppress(self._psutil.Error, OSError):
+                    self.samples.append(self._sample(self._psutil.Process(pid), now))
+
+    def _sample(self, process: Any, now: float) -> Health:
+        with process.oneshot():
+            return Health(
+                now - self._begun,
+                process.pid,
+                process.memory_info().rss,
+                process.num_fds(),
+                process.num_threads(),
+            )

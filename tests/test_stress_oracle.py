@@ -1,0 +1,69 @@
+"""The oracle of a trial finds what is planted, and only that."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+import pytest
+
+from nimue.cli.interrupt import Interrupts
+from stress.trial import course
+from stress.trial.course import Course, Plan
+from stress.trial.record import Record
+from stress.trial.site import Site
+from tests import children
+
+pytestmark = pytest.mark.server
+
+
+@pytest.fixture(scope="module")
+def site() -> Iterator[Site]:
+    with Interrupts() as interrupts:
+        site = Site(interrupts)
+        try:
+            site.prepare("postgres", None, with_proxy=False)
+            children.expected.update(site.children())
+            yield site
+        finally:
+            site.close()
+            children.expected.difference_update(site.known)
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What does not recover, or does not go, is not waited for so long."""
+    monkeypatch.setattr(course, "RECOVERY", 1.5)
+    monkeypatch.setattr(course, "GOOD", 0.5)
+    monkeypatch.setattr(course, "SETTLED", 2.0)
+
+
+def attempt(site: Site, contender: str, **more) -> tuple[Record, list[str]]:
+    """The record, and which checks failed."""
+    given = {"scenario": "prefork", "seconds": 1.0, "processes": 2, "threads": 2, "totalmax": 3}
+    plan = Plan(**{**given, "timeout": 1.0, "contender": contender, **more})
+    record = Course(plan, site, lambda shown: None).run()
+    return record, [check.what.strip() for check in record.checks if not check.right]
+
+
+def test_nimue_passes(site: Site) -> None:
+    record, failed = attempt(site, "nimue", rates={"kill": 2.0, "fork": 4.0, "leak": 2.0})
+    assert failed == [], record.notes
+    assert Counter(one.kind for one in record.happenings)["kill"] > 0
+
+
+@pytest.mark.parametrize(
+    ("contender", "found", "more"),
+    [
+        ("planted: shares", "what must never be", {"rates": {"crossed": 10.0}}),
+        ("planted: exceeds", "sessions at most", {"threads": 4}),
+        ("planted: leaks", "refused", {}),
+        ("planted: crosses", "wrong answers", {}),
+        ("planted: loses", "committed, and lost", {}),
+        ("planted: doubles", "and doubled", {}),
+        ("planted: remains", "processes left", {}),
+    ],
+)
+def test_what_is_planted_is_found(site: Site, contender: str, found: str, more) -> None:
+    _, failed = attempt(site, contender, **more)
+    assert found in failed

@@ -1,0 +1,156 @@
+"""The parts of a trial that need no process: diaries, the ledger, growth, faults, options."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+
+import pytest
+
+from stress import options
+from stress.trial import faults
+from stress.trial.desk import OK, REFUSED, UNKNOWN
+from stress.trial.diaries import Diaries
+from stress.trial.growth import judge_growth
+from stress.trial.record import Health, Question
+from stress.trial.tickets import Tickets
+from stress.trial.verdict import audit
+
+
+def lines(*notes: list) -> str:
+    return "".join(json.dumps(note) + "\n" for note in notes)
+
+
+def answer(token: str, outcome: str = OK, **more) -> dict:
+    given = {"pid": 7, "waited": 2_000_000, "backend": 1, "error": "", "wrong": False}
+    return {"token": token, "outcome": outcome, **given, **more}
+
+
+class TestDiaries:
+    def test_a_question_and_its_answer(self, tmp_path) -> None:
+        (tmp_path / "w7").write_text(
+            lines(["ask", "a", 1_500_000_000], ["end", "a", 1_750_000_000, answer("a")])
+        )
+        diaries = Diaries(tmp_path, 1_000_000_000)
+        assert diaries.read() == [Question("a", 0.5, 0.75, OK, 7, 0.002)]
+        assert diaries.read() == []
+        assert diaries.answered == {7: 1}
+
+    def test_what_is_written_later_is_read_later_and_a_line_only_when_it_is_whole(
+        self, tmp_path
+    ) -> None:
+        diary = tmp_path / "w7"
+        end = lines(["end", "a", 9, answer("a")])
+        diary.write_text(lines(["ask", "a", 5]) + end[:20])
+        diaries = Diaries(tmp_path, 0)
+        assert diaries.read() == []
+        with open(diary, "a") as file:
+            file.write(end[20:])
+        assert [question.token for question in diaries.read()] == ["a"]
+
+    def test_what_never_ended_nobody_knows_of(self, tmp_path) -> None:
+        (tmp_path / "w7").write_text(lines(["ask", "a", 5]) + '["end", "a"')
+        diaries = Diaries(tmp_path, 0)
+        diaries.finish()
+        assert [(one.ended, one.outcome) for one in diaries.questions] == [(None, UNKNOWN)]
+
+    def test_what_a_process_has_more_at_its_end(self, tmp_path) -> None:
+        (tmp_path / "w7").write_text(lines(["up", 1, 7, 2, 10], ["out", 9, 7, 1, 13]))
+        diaries = Diaries(tmp_path, 0)
+        diaries.read()
+        assert (diaries.grown, diaries.sockets) == ([3], [1])
+
+
+def test_the_ledger_is_held_against_the_answers() -> None:
+    outcomes = {"a": OK, "b": OK, "c": OK, "d": REFUSED, "e": UNKNOWN, "f": UNKNOWN, "g": REFUSED}
+    questions = [Question(token, 0, 1, outcome, 1, 0) for token, outcome in outcomes.items()]
+    found = audit(questions, {"a": 1, "b": 2, "d": 1, "e": 1, "x": 1})
+    assert (found.lost, found.doubled, found.ghosts, found.strangers) == (1, 1, 1, 1)
+    assert (found.unknown, found.kept) == (2, 1)
+
+
+class TestGrowth:
+    @staticmethod
+    def wrong(memory, descriptors) -> list[str]:
+        samples = [
+            Health(float(at), 7, int(memory(at)), int(descriptors(at)), 3) for at in range(200)
+        ]
+        checks = judge_growth(samples, 200.0)
+        return [check.what.strip() for check in checks if not check.right]
+
+    def test_what_stays_is_right(self) -> None:
+        assert self.wrong(lambda at: 50e6, lambda at: 9 + at % 3) == []
+
+    def test_what_grows_is_found(self) -> None:
+        assert self.wrong(lambda at: 50e6 + at * 1e5, lambda at: 9) == ["memory of process 7"]
+        assert self.wrong(lambda at: 50e6, lambda at: 9 + at / 20) == ["descriptors"]
+
+    def test_somebody_has_to_have_lived_long(self) -> None:
+        assert [check.right for check in judge_growth([Health(1.0, 7, 1, 1, 1)], 200.0)] == [False]
+        assert judge_growth([], 10.0) == []
+
+
+class TestFaults:
+    def test_one_seed_gives_the_same_faults_again(self) -> None:
+        rates = {"kill": 2.0, "stop": 1.0}
+        first = list(faults.schedule(rates, 60, 5))
+        assert first == list(faults.schedule(rates, 60, 5)) != list(faults.schedule(rates, 60, 6))
+        assert first == sorted(first)
+        assert 80 < sum(fault.kind == "kill" for fault in first) < 160
+
+    def test_another_fault_does_not_change_when_one_comes(self) -> None:
+        alone = list(faults.schedule({"kill": 2.0}, 60, 5))
+        both = faults.schedule({"kill": 2.0, "stop": 1.0}, 60, 5)
+        assert [fault for fault in both if fault.kind == "kill"] == alone
+
+    def test_how_they_are_told(self) -> None:
+        assert faults.parse(["kill=0.5", "stop"]) == {"kill": 0.5, "stop": 1.0}
+        assert faults.parse(["all=2"], frozenset({"cut", "kill"})) == {"cut": 2.0, "kill": 2.0}
+
+    @pytest.mark.parametrize("text", ["kil", "kill=x", "kill=0", "kill=-1", "kill=51"])
+    def test_what_is_none_is_refused(self, text: str) -> None:
+        with pytest.raises(argparse.ArgumentTypeError, match="kil"):
+            faults.parse([text])
+
+    def test_a_ticket_is_taken_once(self, tmp_path) -> None:
+        tickets, others = Tickets(tmp_path), Tickets(tmp_path)
+        tickets.issue("fork")
+        tickets.issue("leak")
+        assert {others.take(), tickets.take()} == {"fork", "leak"}
+        assert others.take() is None
+
+
+class TestOptions:
+    def test_what_is_asked_for_is_what_is_planned(self) -> None:
+        told = ["--seconds", "3", "--fault", "kill=2", "--totalmax", "none", "--seed", "4"]
+        (plan,) = options.order("prefork", told).plans
+        assert (plan.seconds, plan.rates, plan.totalmax, plan.seed) == (3.0, {"kill": 2.0}, None, 4)
+
+    @pytest.mark.parametrize(
+        ("told", "says"),
+        [
+            (["--seconds", "0"], "--seconds: '0': a number above 0"),
+            (["--fault", "quake"], "no fault 'quake'; there is all, kill, stop"),
+            (["--fault", "restart", "--dsn", "dbname=x"], "restart makes no sense here"),
+            (["--fault", "cut", "--driver", "sqlite3"], "cut makes no sense here"),
+            (["--dsn", "dbname=x", "--driver", "pymysql"], "is for PostgreSQL, not for pymysql"),
+            (["--threads", "0"], "--threads: '0': a whole number from 1 to 500"),
+        ],
+    )
+    def test_what_cannot_be_is_refused_before_anything_starts(self, told, says, capsys) -> None:
+        with pytest.raises(SystemExit) as caught:
+            options.order("prefork", told)
+        assert caught.value.code == 2
+        assert says in capsys.readouterr().err
+
+
+def test_a_worker_of_a_peer_imports_no_nimue() -> None:
+    """A peer is tried in an environment of its own, where our nimue is not."""
+    names = "brief desk pools dialects tickets deeds words"
+    imported = "; ".join(f"import stress.trial.{name}" for name in names.split())
+    code = f"import sys; import stress.trial.crew; {imported}; print('nimue' in sys.modules)"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == "False"
