@@ -27,12 +27,12 @@ def reap(known: Collection[int]) -> set[int]:
     return living
 
 
-def left(known: Collection[int], bound: float) -> int:
-    """How many there still are after ``bound`` seconds, or earlier if there are none."""
+def left(known: Collection[int], bound: float) -> set[int]:
+    """Those that are still there after ``bound`` seconds, or earlier if there are none."""
     deadline = time.monotonic() + bound
     while (living := reap(known)) and time.monotonic() < deadline:
         time.sleep(0.01)
-    return len(living)
+    return living
 
 
 def end(known: Collection[int]) -> None:

@@ -145,7 +145,7 @@ class Stage(Ground):
     def _judge(
         self, plan: Plan, fleet: Fleet, watch: Watch, seconds: float, spells: int
     ) -> Outcome:
-        processes = orphans.left(self._servers(), SETTLED)
+        processes = len(orphans.left(self._servers(), SETTLED))
         sessions = watch.settled(SETTLED)
         return Outcome(
             findings=read(self._shared / "diaries", fleet.killed),

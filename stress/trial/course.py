@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from nimue.cli.demo_process import tail
+from nimue.process import command_line
 from stress import orphans
 from stress.diary import count_files
 from stress.permits import count_permits
@@ -134,7 +135,7 @@ class Course:
             recovered = self._last()
             with self.site.held():
                 troubles = self.scenario.finish(self.plan.timeout + END)
-                left = orphans.left(self._ours(), SETTLED)
+                left = self._left()
         finally:
             with self.site.held():
                 self.mischief.calm()
@@ -179,8 +180,13 @@ class Course:
         """Children of this process that somebody else here waits for."""
         return [*self.scenario.children(), *self.site.children(), *self._others]
 
+    def _left(self) -> list[str]:
+        """Processes that outlive the end, with what they are."""
+        pids = orphans.left(self._ours(), SETTLED)
+        return [f"process {pid} is left: {command_line(pid)}" for pid in sorted(pids)]
+
     def _conclude(
-        self, recovered: float | None, troubles: list[str], left: int, files: int
+        self, recovered: float | None, troubles: list[str], left: list[str], files: int
     ) -> Record:
         plan, database = self.plan, self.site.database
         after = self.sessions.settled(SETTLED)
@@ -207,7 +213,7 @@ class Course:
             sessions=after,
             totalmax=plan.totalmax,
             permits=permits,
-            processes=left,
+            left=left,
             descriptors=max(0, count_files()[1] - files),
             knows_sessions=database.port is not None,
             troubles=troubles,

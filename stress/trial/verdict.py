@@ -68,6 +68,7 @@ class Evidence:
         limit: sessions that may be there at once.
         each: of one process.
         recovered: seconds after the last fault until no question failed any more; None: never.
+        left: processes that outlived the end.
         permits: that could be taken at the end; None without a shared limit.
         troubles: what went wrong with the run itself.
     """
@@ -86,7 +87,7 @@ class Evidence:
     sessions: int
     totalmax: int | None
     permits: int | None
-    processes: int
+    left: list[str]
     descriptors: int
     knows_sessions: bool = True
     troubles: list[str] = field(default_factory=list)
@@ -101,7 +102,7 @@ def judge(seen: Evidence) -> tuple[list[Check], list[str]]:
         *_remains(seen),
     ]
     diaries = seen.diaries
-    notes = [*diaries.wrong[:10], *diaries.hung[:10], *seen.troubles[:10]]
+    notes = [*diaries.wrong[:10], *diaries.hung[:10], *seen.left[:10], *seen.troubles[:10]]
     failed = Counter(_kind(question.error) for question in diaries.questions if question.error)
     notes += [f"{times:,} x {kind}" for kind, times in failed.most_common(6)]
     return checks, notes
@@ -183,7 +184,7 @@ def _remains(seen: Evidence) -> list[Check]:
     if seen.totalmax is not None and seen.permits is not None:
         checks += [count("permits free at the end", seen.permits, seen.totalmax)]
     checks += [
-        count("processes left", seen.processes, 0),
+        count("processes left", len(seen.left), 0),
         count("descriptors left", seen.descriptors, 0),
         count("troubles of the run", len(seen.troubles), 0),
     ]
