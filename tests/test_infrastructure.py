@@ -452,7 +452,7 @@ class TestChildren:
 
 
 def run_that_dies():
-    run = servers.Run.begin()
+    run = servers.Run.begin("nimue-tests-")
     server = run.shared(servers.PostgresServer, "postgres")
     print(server.pid, run.folder, flush=True)
     os.write(1, b"")
