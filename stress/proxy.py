@@ -1,4 +1,4 @@
-"""A TCP proxy on the loopback, to cut, stall and refuse: ``with Proxy(port) as proxy``.
+"""A TCP proxy on the loopback, to cut, stall, slow and refuse: ``with Proxy(port) as proxy``.
 
 ``proxy.port`` is where to connect; ``proxy.mode`` can be set at any time, and holds when the
 assignment returns:
@@ -6,6 +6,9 @@ assignment returns:
 - ``"pass"``: bytes go through.
 - ``"stalled"``: nothing is accepted and nothing moves, as if the host slept. The system still
   completes the handshake, so that clients wait for an answer. What waits goes on after ``"pass"``.
+- ``"held"``: connections are accepted, and what they say waits; but where a side closes, both are
+  closed at once, and what waited is lost. So a server keeps no session of a client that gave up.
+- ``"slow"``: whatever is read takes 5 to 30 ms more, and overtakes nothing.
 - ``"swallow"``: connections are accepted, bytes go nowhere. Those that lost some stay so for ever.
 - ``"refuse"``: new connections are refused; those there are go on.
 - ``"cut"``: those there are, and each new one, are reset.
@@ -19,16 +22,23 @@ and who made it gets no thread by it. It ends with ``close()``, or with its pare
 
 from __future__ import annotations
 
+import collections
+import itertools
 import selectors
 import socket
 import struct
 import subprocess
 import sys
+import time
 from typing import Any
 
-MODES = ("pass", "stalled", "swallow", "refuse", "cut")
+MODES = ("pass", "stalled", "held", "slow", "swallow", "refuse", "cut")
 HOST = "127.0.0.1"
 LIMIT = 10.0
+#: Bytes that may wait for a socket before no more is read; more where a close is to be seen.
+ROOM, HELD_ROOM = 1 << 18, 1 << 24
+#: By how many milliseconds the slow are late, one after the other.
+LAGS = (5, 30, 12, 22, 8, 17, 26)
 
 
 class Proxy:
@@ -112,8 +122,26 @@ class _End:
         self.sock = sock
         self.other: _End = self
         self.due = bytearray()
+        self.late: collections.deque[tuple[float, bytes]] = collections.deque()  # goes to due, when
         self.finished = False  # has sent its last byte
+        self.told = False  # that the other has finished
         self.lost = False  # a byte of its pair went nowhere
+
+    def put(self, data: bytes, lag: float) -> None:
+        """It is due in so many seconds, and not before what came before."""
+        if lag or self.late:
+            due = time.monotonic() + lag
+            self.late.append((max(due, self.late[-1][0]) if self.late else due, data))
+        else:
+            self.due += data
+
+    def ripen(self, now: float) -> None:
+        while self.late and self.late[0][0] <= now:
+            self.due += self.late.popleft()[1]
+
+    @property
+    def waiting(self) -> int:
+        return len(self.due) + sum(len(data) for _, data in self.late)
 
 
 class _Loop:
@@ -125,6 +153,7 @@ class _Loop:
         self.mode = "pass"
         self.accepted = 0
         self.ends: list[_End] = []
+        self.lags = itertools.cycle(LAGS)
         self.selector = selectors.DefaultSelector()
         self.selector.register(control, selectors.EVENT_READ, None)
         self.listener = self._bound(0)
@@ -141,7 +170,7 @@ class _Loop:
     def run(self) -> None:
         while True:
             self._watch()
-            for key, events in self.selector.select():
+            for key, events in self.selector.select(self._patience()):
                 if key.fileobj is self.control:
                     if not self._obey():
                         return
@@ -152,16 +181,24 @@ class _Loop:
                 if key.data in self.ends:
                     self._serve(key.data, events)
 
+    def _patience(self) -> float | None:
+        """Seconds until the next of the late are due."""
+        times = [end.late[0][0] for end in self.ends if end.late]
+        return max(0.0, min(times) - time.monotonic()) if times else None
+
     def _watch(self) -> None:
         """Tell the selector what the mode and the waiting bytes call for."""
-        accepting = self.mode in ("pass", "swallow", "cut")
+        now = time.monotonic()
+        room = HELD_ROOM if self.mode == "held" else ROOM
+        accepting = self.mode not in ("stalled", "refuse")
         self._want(self.listener, selectors.EVENT_READ if accepting else 0, None)
         for end in self.ends:
+            end.ripen(now)
             events = 0
             if self.mode != "stalled":
-                if not end.finished and len(end.other.due) < 1 << 18:
+                if not end.finished and end.other.waiting < room:
                     events |= selectors.EVENT_READ
-                if end.due:
+                if end.due and self.mode != "held":
                     events |= selectors.EVENT_WRITE
             self._want(end.sock, events, end)
 
@@ -200,6 +237,9 @@ class _Loop:
         self.mode = mode
         if mode == "cut":
             self._reset()
+        elif mode == "held":
+            for end in [one for one in self.ends if one.finished]:
+                self._drop(end)
 
     def _accept(self) -> None:
         try:
@@ -231,6 +271,8 @@ class _Loop:
         except OSError:
             self._drop(end, reset=True)
             return
+        if end.finished and self.mode == "held":
+            self._drop(end)
         self._pass_end(end)
         self._pass_end(end.other)
 
@@ -240,15 +282,16 @@ class _Loop:
         if self.mode == "swallow":
             end.lost = end.other.lost = True
         if not end.lost:
-            end.other.due += data
+            end.other.put(data, next(self.lags) / 1000 if self.mode == "slow" else 0.0)
 
     def _pass_end(self, end: _End) -> None:
         """The end of what the other side says, once all before it has been written."""
         if end not in self.ends:
             return
-        if end.finished and end.other.finished and not (end.due or end.other.due):
+        if end.finished and end.other.finished and not (end.waiting or end.other.waiting):
             self._drop(end)
-        elif end.other.finished and not end.due and not end.lost:
+        elif end.other.finished and not (end.waiting or end.lost or end.told):
+            end.told = True  # a second time is an error, and what waits for the other would be lost
             try:
                 end.sock.shutdown(socket.SHUT_WR)
             except OSError:

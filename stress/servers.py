@@ -59,11 +59,11 @@ class Run:
         self._guardian: subprocess.Popen[bytes] | None = None
 
     @classmethod
-    def begin(cls: type[R], prefix: str = "nimue-tests-") -> R:
+    def begin(cls: type[R], prefix: str, noted: set[int] | None = None) -> R:
         """In the run's first process. The pipe is to stay with it: no fork may outlive the run."""
         # Not below TMPDIR: as root the servers are somebody else, who may not enter a folder of
         # root's; and the path of a unix socket is to be short.
-        run = cls(tempfile.mkdtemp(prefix=prefix, dir="/tmp"))
+        run = cls(tempfile.mkdtemp(prefix=prefix, dir="/tmp"), noted)
         run.folder.chmod(0o755)
         run._guardian = subprocess.Popen(
             ["/bin/sh", "-c", _GUARDIAN, "guardian", str(run.folder)],

@@ -31,7 +31,8 @@ _run = pytest.StashKey[servers.Run]()
 
 def pytest_configure(config: pytest.Config) -> None:
     given = getattr(config, "workerinput", None)
-    config.stash[_run] = servers.Run(given["nimue_run"]) if given else servers.Run.begin()
+    run = servers.Run(given["nimue_run"]) if given else servers.Run.begin("nimue-tests-")
+    config.stash[_run] = run
     # Started in the background by a shell, this process ignores Ctrl-C, and so would its children.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     children.note_harness()

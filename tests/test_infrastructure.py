@@ -452,7 +452,7 @@ class TestChildren:
 
 
 def run_that_dies():
-    run = servers.Run.begin()
+    run = servers.Run.begin("nimue-tests-")
     server = run.shared(servers.PostgresServer, "postgres")
     print(server.pid, run.folder, flush=True)
     os.write(1, b"")
@@ -460,7 +460,19 @@ def run_that_dies():
 
 
 @pytest.fixture
-def echo():
+def echo_clients():
+    """The connections that ``echo`` has accepted."""
+    return []
+
+
+@pytest.fixture
+def echo_closed():
+    """Those of them that have ended."""
+    return []
+
+
+@pytest.fixture
+def echo(echo_clients, echo_closed):
     """A server that answers each message with itself."""
 
     def serve():
@@ -476,8 +488,9 @@ def echo():
         with client:
             while data := client.recv(100):
                 client.sendall(data)
+        echo_closed.append(client)
 
-    clients, handles = [], []
+    clients, handles = echo_clients, []
     listener = socket.create_server(("127.0.0.1", 0))
     accepting = spawn(serve)
     yield listener.getsockname()[1]
@@ -544,6 +557,48 @@ class TestProxy:
         for client in (old, new):
             client.settimeout(5)
             assert client.recv(10) == b"two"
+
+    def test_held(self, proxy, connect, echo_closed):
+        staying, going = connect(), connect()
+        until(lambda: proxy.connections == 2)
+        proxy.mode = "held"
+        for client in (staying, going):
+            client.sendall(b"held")
+        staying.settimeout(0.05)
+        with pytest.raises(TimeoutError):
+            staying.recv(10)
+        late = connect()
+        going.close()
+        until(lambda: len(echo_closed) == 1 and proxy.connections == 2)
+        late.close()
+        until(lambda: len(echo_closed) == 2 and proxy.connections == 1)
+        proxy.mode = "pass"
+        staying.settimeout(5)
+        assert staying.recv(10) == b"held"
+
+    def test_held_tells_of_a_server_that_goes(self, proxy, connect, echo_clients):
+        client = connect()
+        until(lambda: len(echo_clients) == 1)
+        proxy.mode = "held"
+        echo_clients[0].shutdown(socket.SHUT_RDWR)
+        assert client.recv(10) == b""
+
+    def test_slow_keeps_the_order(self, proxy, connect):
+        client = connect()
+        proxy.mode = "slow"
+        began = time.monotonic()
+        client.sendall(b"x")
+        assert client.recv(10) == b"x"
+        assert time.monotonic() - began >= 0.01
+        sent = b"".join(b"%d " % n for n in range(300))
+        for start in range(0, len(sent), 100):
+            client.sendall(sent[start : start + 100])
+            time.sleep(0.001)  # in a packet of its own
+        proxy.mode = "pass"
+        client.sendall(b"end")
+        client.shutdown(socket.SHUT_WR)
+        assert b"".join(iter(lambda: client.recv(1 << 16), b"")) == sent + b"end"
+        until(lambda: proxy.connections == 0)
 
     def test_swallow(self, proxy, connect):
         client = connect()

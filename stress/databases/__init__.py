@@ -33,8 +33,12 @@ WHERE: Mapping[str, tuple[str, str]] = {
 }
 
 
-def make(server: str) -> Database:
+def make(server: str, noted: set[int] | None = None) -> Database:
     """That of a dialect's ``server``, not open yet.
+
+    Args:
+        server: its name.
+        noted: the ids of the processes that it starts are put there while they live.
 
     Raises:
         ValueError: there is no such server.
@@ -42,5 +46,5 @@ def make(server: str) -> Database:
     if server not in WHERE:
         raise ValueError(f"server={server!r}: it is one of {', '.join(WHERE)}")
     module, name = WHERE[server]
-    made: Database = getattr(importlib.import_module(f"stress.databases.{module}"), name)()
+    made: Database = getattr(importlib.import_module(f"stress.databases.{module}"), name)(noted)
     return made

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -36,8 +37,10 @@ class Database(ABC):
     #: Where it listens on the loopback, for a proxy in front of it; None if it does not.
     port: int | None = None
 
-    _admin: Admin | None = None
-    _process: Process | None = None
+    def __init__(self, noted: set[int] | None = None) -> None:
+        self._noted = noted
+        self._admin: Admin | None = None
+        self._process: Process | None = None
 
     @property
     @abstractmethod
@@ -166,25 +169,32 @@ class Rest:
 class Process:
     """A server process of ours, with the run that ends it whatever happens."""
 
-    def __init__(self, kind: type[Server], name: str, **settings: Any) -> None:
-        self._run = Run.begin("nimue-stress-")
+    def __init__(self, kind: type[Server], noted: set[int] | None, **settings: Any) -> None:
+        self._run = Run.begin("nimue-stress-", noted)
         self.noted = self._run.noted
-        self.server: Any = kind(self._run, name, **settings)
+        self.server: Any = kind(self._run, "server", **settings)
+        self._turn = threading.Lock()  # who restarts it, and who ends it for good
+        self._ended = False
 
     def start(self) -> None:
         self.server.create()
         self.server.start()
 
     def restart(self, down: float) -> None:
-        self.server.stop()
-        time.sleep(down)
-        self.server.start()
+        with self._turn:
+            if self._ended:
+                raise ServerAway("the server has been ended")
+            self.server.stop()
+            time.sleep(down)
+            self.server.start()
 
     def end(self) -> None:
-        try:
-            self.server.stop(self.server.quick)
-        finally:
-            self._run.end()
+        with self._turn:
+            self._ended = True
+            try:
+                self.server.stop(self.server.quick)
+            finally:
+                self._run.end()
 
 
 def refuse(dsn: str | None, name: str) -> None:

@@ -51,7 +51,7 @@ class MariaDB(Database):
         # A commit is in the system's hands before it is acknowledged, so that a server which has
         # to be killed still has it.
         settings = {"max-connections": CONNECTIONS, "innodb-flush-log-at-trx-commit": 2}
-        self._process = Process(MariaDBServer, "mariadb", **settings)
+        self._process = Process(MariaDBServer, self._noted, **settings)
         try:
             self._process.start()
             self.port = self._process.server.port

@@ -31,7 +31,8 @@ class PostgreSQL(Database):
     name = "PostgreSQL"
     server = "postgres"
 
-    def __init__(self) -> None:
+    def __init__(self, noted: set[int] | None = None) -> None:
+        super().__init__(noted)
         self._load: dict[str, Any] = {}
         self._names: dict[int, str] = {}
 
@@ -58,7 +59,7 @@ class PostgreSQL(Database):
         # A commit is in the system's hands before it is acknowledged, so that a server which has
         # to be killed still has it.
         self._process = Process(
-            *(PostgresServer, "postgres"),
+            *(PostgresServer, self._noted),
             max_connections=CONNECTIONS,
             superuser_reserved_connections=RESERVED,
             synchronous_commit="on",
