@@ -19,6 +19,7 @@ from nimue import fork, goodbye, lost, opener, sweep
 from nimue.process import (
     Pipe,
     await_end,
+    is_deserted,
     is_gone,
     is_uwsgi_master,
     leave_behind_threads,
@@ -35,6 +36,9 @@ _WAKE = None
 #: Seconds for which it rests in the master of uWSGI, which forks meanwhile, in C, and waits for
 #: nobody: a child in which the interpreter's lock is held by a thread left behind waits for ever.
 HUSH = 1.0
+
+#: Seconds between two looks whether the process of an adrift monitor is deserted.
+ADRIFT = 1.0
 
 
 class Inbox:
@@ -122,8 +126,10 @@ class Monitor:
     door, and whoever comes next finds it shut and starts another.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, is_adrift: bool = False) -> None:
         self.pid = os.getpid()
+        #: A thread other than the main one has forked this process: its end is not seen to.
+        self.is_adrift = is_adrift
         self._lock = threading.RLock()
         #: Finalizers post here: the watch of a handle that was dropped, the state of a lost pool.
         self.inbox = Inbox()
@@ -200,6 +206,8 @@ class Monitor:
 
     def _is_over(self) -> bool:
         """Whether there is nothing to look after any more; from then on this thread is none."""
+        if self.is_adrift and is_deserted():  # the process would live on for this thread alone
+            return True
         # Not under this lock: a signal handler may fork inside the registry's lock, and its fork
         # waits for this one. Who comes too late to be a guest has put a message in the inbox.
         guests = goodbye.guests()
@@ -235,7 +243,7 @@ class Monitor:
             except Exception:
                 logger.exception("the sweep of pool %r failed", state.name)
                 wait = min(wait, 1.0)
-        return max(0.001, wait), list(ears)
+        return max(0.001, min(wait, ADRIFT) if self.is_adrift else wait), list(ears)
 
     def _look_around(self, state: State, ears: set[int]) -> float:
         """What other processes want of a pool; returns how many seconds that may wait again."""
@@ -256,7 +264,12 @@ class Monitor:
 class _Hook:
     """Told of forks before any pool is, since this module is imported before any is made."""
 
+    def __init__(self) -> None:
+        self._sets_adrift = False
+
     def before_fork(self, deadline: float) -> bool:
+        is_main = threading.current_thread() is threading.main_thread()
+        self._sets_adrift = here.is_adrift or not is_main
         here.stop(deadline)
         return False
 
@@ -271,7 +284,7 @@ class _Hook:
         if here.pid != os.getpid():  # else this comes again, after it was cut short
             leave_behind_threads()
             here.inbox.forsake()
-            here = Monitor()
+            here = Monitor(self._sets_adrift)
 
 
 here = Monitor()

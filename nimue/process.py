@@ -217,6 +217,17 @@ def forget_gone(threads: set[threading.Thread]) -> None:
     threads -= known.difference(still_here(known))
 
 
+def is_deserted() -> bool:
+    """Whether daemon threads are all that is left of this process.
+
+    At the end of the main thread the interpreter ends them. But it knows no such end in a child
+    that another thread has forked: when what that thread was to run is over, only the thread ends.
+    """
+    return not threading.main_thread().is_alive() and all(
+        thread.daemon or not thread.is_alive() for thread in threading.enumerate()
+    )
+
+
 def await_end(threads: Iterable[threading.Thread], deadline: float) -> None:
     """Wait until these threads are gone, or until ``deadline``."""
     for thread in still_here(threads):

@@ -15,6 +15,7 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from contextlib import closing
 
 import pytest
@@ -218,6 +219,40 @@ def test_a_forked_child_that_leaves_by_sys_exit(path, fork):
     pool.close()
     hellos, byes = heard(path)[os.getpid()]
     assert byes == hellos
+
+
+def _fork_in_a_thread(path):
+    """How the child left: it uses the pool, and what the thread was to run is over."""
+    pool = kept["pool"] = pool_at(path)
+    pids = []
+
+    def work():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            pid = os.fork()
+        if pid == 0:
+            borrow(pool)
+        else:
+            pids.append(pid)
+
+    borrow(pool)
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    (pid,) = pids
+    try:
+        _, status = until(lambda: (ended := os.waitpid(pid, os.WNOHANG))[0] and ended)
+    except AssertionError:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        raise
+    pool.close()
+    return status
+
+
+def test_a_child_of_a_thread_ends_when_nothing_is_left_but_the_monitor(path):
+    """Python ends only the thread that such a child began with, and says goodbye for nobody."""
+    assert in_script(_fork_in_a_thread, path) == 0
 
 
 @pytest.mark.parametrize("leave", ["os._exit", signal.SIGKILL, signal.SIGTERM])

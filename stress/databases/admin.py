@@ -50,6 +50,14 @@ class Admin:
                 pass
         return self._asked(self._opened(), statement, parameters)
 
+    def leave(self) -> None:
+        """The running thread asks no more: close its connection."""
+        conn, self._mine.conn = getattr(self._mine, "conn", None), None
+        if conn is not None:
+            with self._lock:
+                self._open.discard(conn)
+            self._shut(conn)
+
     def _opened(self) -> Any:
         try:
             conn = self._connect()

@@ -85,6 +85,11 @@ class Database(ABC):
         rows = self._ask("select token, count(*) from stress_ledger group by token")
         return {token: int(count) for token, count in rows}
 
+    def leave(self) -> None:
+        """The running thread asks no more: what it has open here is closed."""
+        if self._admin is not None:
+            self._admin.leave()
+
     def terminate(self, backend: int) -> bool:
         """End a session by its number; whether there was one. Raises: ServerAway."""
         raise self._cannot("end a session")

@@ -71,6 +71,8 @@ class Course:
 
     def __init__(self, plan: Plan, site: Site, look: Callable[[Course], None]) -> None:
         self.plan, self.site, self._look = plan, site, look
+        site.database.create_ledger()
+        self._files = count_files()[1]
         self.mark = f"nimue-stress-{secrets.token_hex(4)}"
         self.folder = self._make_folder(site.folder)
         self.limits = site.shared / self.mark
@@ -125,8 +127,6 @@ class Course:
 
     def run(self) -> Record:
         """Raises: DemoFailed when it cannot go on."""
-        files = count_files()[1]
-        self.site.database.create_ledger()
         try:
             with self.site.held():
                 self.sessions.start()
@@ -141,7 +141,7 @@ class Course:
                 self.mischief.calm()
                 self.scenario.close()
                 orphans.end(self._ours())
-        return self._conclude(recovered, troubles, left, files)
+        return self._conclude(recovered, troubles, left)
 
     def _begin(self) -> None:
         """The time counts from here: all are at work."""
@@ -185,9 +185,7 @@ class Course:
         pids = orphans.left(self._ours(), SETTLED)
         return [f"process {pid} is left: {command_line(pid)}" for pid in sorted(pids)]
 
-    def _conclude(
-        self, recovered: float | None, troubles: list[str], left: list[str], files: int
-    ) -> Record:
+    def _conclude(self, recovered: float | None, troubles: list[str], left: list[str]) -> Record:
         plan, database = self.plan, self.site.database
         after = self.sessions.settled(SETTLED)
         self.sessions.stop()
@@ -214,8 +212,8 @@ class Course:
             totalmax=plan.totalmax,
             permits=permits,
             left=left,
-            descriptors=max(0, count_files()[1] - files),
-            knows_sessions=database.port is not None,
+            descriptors=max(0, count_files()[1] - self._files),
+            knows_sessions=database.server != "sqlite",
             troubles=troubles,
         )
         checks, notes = judge(evidence)

@@ -142,6 +142,12 @@ class Mischief:
         self._undo.append((time.monotonic() + fault.lasts, lambda: setattr(proxy, "mode", "pass")))
 
     def _serve(self) -> None:
+        try:
+            self._serve_all()
+        finally:
+            self._database.leave()
+
+    def _serve_all(self) -> None:
         while (fault := self._orders.get()) is not None:
             try:
                 self._strike(fault)
@@ -154,8 +160,8 @@ class Mischief:
 
     def _strike(self, fault: Fault) -> None:
         if fault.kind == "restart":
-            self._note("restart", "")
-            self._database.restart()
+            self._note("restart", f"down for {fault.lasts:.2f} s")
+            self._database.restart(down=fault.lasts)
         elif fault.kind == "full":
             self._note("full", f"for {fault.lasts:.2f} s")
             with self._database.take_rest():

@@ -61,6 +61,8 @@ class Sessions:
                     self._fold(when, self._database.sessions(self._mark))
         except Exception as error:
             self.error = f"{type(error).__name__}: {error}"
+        finally:
+            self._database.leave()
 
     def _fold(self, when: float, listed: dict[int, int]) -> None:
         self.census.fold(when, frozenset(listed))
