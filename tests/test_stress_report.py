@@ -180,15 +180,18 @@ document.title = JSON.stringify({
 </script></body>"""
 
 
-def test_a_phone_is_shown_what_fits_it(page: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("width", "shown"), [(500, "narrow"), (1200, "wide")])
+def test_phone_and_desk_are_shown_what_fits_them(
+    page: Path, tmp_path: Path, width: int, shown: str
+) -> None:
     probed = tmp_path / "probed.html"
     text = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page.read_text())
     probed.write_text(text.replace("</body>", PROBE))
-    dom, said = browse(probed, 500, tmp_path / "browser")
+    dom, said = browse(probed, width, tmp_path / "browser")
     title = re.search(r"<title>(.*?)</title>", dom, re.DOTALL)
     assert title is not None
     found = json.loads(title[1].replace("&quot;", '"'))
-    assert found["shown"] == ["narrow"], said
+    assert found["shown"] == [shown], said
     assert found["drawn"] == 6 + 4
     assert found["inked"]
     assert found["colours"] > 4  # the page's variables arrive in the drawings

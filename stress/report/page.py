@@ -10,6 +10,7 @@ from typing import Any
 from stress.report import words
 from stress.report.charts import Chart, charts
 from stress.report.figures import Number
+from stress.report.flow import FAILED
 from stress.report.seen import Seen
 from stress.trial.record import Record
 
@@ -229,6 +230,12 @@ def _legend(seen: Seen, key: str) -> str:
     elif key == "latency":
         lines = (("ink", "half within"), ("mid", "99 % within"), ("high", "longest"))
         items = [f'<li><i class="line" style="background:var(--{c})"></i> {t}' for c, t in lines]
+        failed = {kind for kind, _ in seen.failed}
+        items += [
+            f'<li><i style="color:var(--{colour})">{glyph}</i> {kind}'
+            for kind, _, glyph, colour in FAILED
+            if kind in failed
+        ]
     else:
         return ""
     return f'<ul class="legend">{"".join(items)}</ul>'
