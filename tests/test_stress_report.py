@@ -12,6 +12,7 @@ import shutil
 import subprocess
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,9 +20,11 @@ import pytest
 from nimue.cli.demo_verdict import Check
 from stress.report import bins, words
 from stress.report.figures import figures, save
-from stress.report.live import Live, Scene, Worker, verdict
+from stress.report.live import Live, verdict
 from stress.report.marks import marks
 from stress.report.page import write
+from stress.report.scene import Scene, Scenes, Worker
+from stress.trial.course import Plan
 from stress.trial.record import Happening, Health, Look, Question, Record
 
 NASTY = '<script>alert("1")</script> & \'$x$ [bold]'
@@ -37,7 +40,7 @@ def record(**changes: Any) -> Record:
         seed=7,
         seconds=10.0,
         versions={"Python": "3.11.7", "nimue": "0.1.0", "psycopg2": "2.9.13", "PostgreSQL": "18.1"},
-        settings={"scenario": "gunicorn", "seconds": 10, "fault": {"kill": 0.5}, "quiet": False},
+        settings={"dialect": "pg8000", "totalmax": None, "fault": ["kill=0.5", "cut=1"], "on": 3},
         limit=6,
         poolmax=4,
     )
@@ -251,12 +254,14 @@ def test_the_file_keeps_what_a_run_is_repeated_with(tmp_path: Path) -> None:
     assert kept["good"] is False
     first, empty = kept["trials"]
     assert (first["seed"], first["versions"]["nimue"]) == (7, "0.1.0")
-    assert first["settings"]["fault"] == {"kill": 0.5}
+    assert first["settings"]["fault"] == ["kill=0.5", "cut=1"]
     assert [check["right"] for check in first["checks"]] == [True, False]
     assert first["errors"] == [{"error": "PoolError: none in 6 s", "count": 1}]
     assert empty["figures"]["latency_p50_s"] is None
-    again = "python -m stress gunicorn --seconds 10 --fault kill=0.5 --seed 7"
-    assert words.command(five()) == again
+    assert words.command(five()) == (
+        "python -m stress gunicorn --variant preload --seconds 10 --seed 7 --driver pg8000"
+        " --totalmax none --fault kill=0.5 --fault cut=1"
+    )
 
 
 def test_spans_hold_what_was_put_in_them() -> None:
@@ -270,7 +275,12 @@ def test_spans_hold_what_was_put_in_them() -> None:
     answered, failed = bins.rates(questions, axis, 9.0)
     assert answered == [1.0, 0.0, 0.5, 0.0, 0.0]
     assert failed == [0.0, 0.0, 0.5, 0.0, 1.0]  # the last span is half as long
-    assert bins.fullest(five().looks, axis) == [{1: 3, 2: 2}, *[{2: 1, 3: 1}] * 4]
+
+
+def test_what_a_look_saw_is_so_until_the_next() -> None:
+    looks = [Look(0.5, {1: 2}), Look(1.0, {1: 3}), Look(1.5, {1: 1}), Look(6.5, {}), Look(7, {})]
+    full = bins.fullest(looks, bins.Axis.of(10.0, 5))
+    assert full == [{1: 3}, {1: 1}, {1: 1}, {1: 1}, {}]
 
 
 def test_who_follows_another_takes_its_seat() -> None:
@@ -313,8 +323,8 @@ def test_a_terminal_sees_those_that_live_and_the_last_that_happened() -> None:
     console_of = pytest.importorskip("rich.console").Console
     out = io.StringIO()
     console = console_of(file=out, force_terminal=True, width=100, height=30)
-    with Live(console) as live:
-        live.show(scene())
+    with Live(Plan("forks"), console) as live:
+        live.draw(scene())
     text = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", out.getvalue())
     assert re.search(r"60 +1 +600 +0 +12 ms", text)
     assert "44 more" in text
@@ -322,13 +332,42 @@ def test_a_terminal_sees_those_that_live_and_the_last_that_happened() -> None:
     assert "5 of 6 sessions, at most 6" in text
 
 
+def course(elapsed: float, questions: list[Question]) -> Any:
+    """As much of one as is shown."""
+    return SimpleNamespace(
+        plan=Plan("forks"),
+        elapsed=elapsed,
+        diaries=SimpleNamespace(questions=questions, happenings=[Happening(2.0, "leak", "7: it")]),
+        mischief=SimpleNamespace(done=[Happening(1.0, "kill", "8"), Happening(3.0, "kill", "9")]),
+        befallen=[],
+        scenario=SimpleNamespace(workers=lambda: [1, 3]),
+        sessions=SimpleNamespace(now={1: 2, 2: 1}, census=SimpleNamespace(most=4)),
+    )
+
+
+def test_a_scene_is_what_the_course_has_seen() -> None:
+    scenes = Scenes()
+    questions = five().questions[:2]
+    scenes.of(course(1.0, questions))
+    now = scenes.of(course(2.0, [*questions, *five().questions[2:]]))
+    assert now.workers == (
+        Worker(1, 2, 2, 0, 0.0, True),
+        Worker(2, 1, 1, 1, 1.5, False),
+        Worker(3, 0, 0, 0, None, True),
+    )
+    assert (now.sessions, now.most, now.limit) == (3, 4, 6)
+    assert now.per_second == 1.5
+    assert now.faults == {"kill": 2, "leak": 1}
+    assert now.happened[-1] == "   3.0 s  kill 9"
+
+
 def test_without_a_terminal_there_is_a_line_now_and_then() -> None:
     console_of = pytest.importorskip("rich.console").Console
     out = io.StringIO()
-    with Live(console_of(file=out, width=60)) as live:
+    with Live(Plan("forks"), console_of(file=out, width=60)) as live:
         for tenth in range(50):
-            live.show(scene(elapsed=tenth / 10))
-    assert len(out.getvalue().splitlines()) == 3
+            live.show(course(tenth / 10, []))
+    assert len(out.getvalue().splitlines()) == 1 + 3
     assert "\x1b" not in out.getvalue()
 
 

@@ -21,10 +21,11 @@ NAN = float("nan")
 SINGLE = 300
 PERCENTILES = ("p50", "p99", "longest")
 #: How questions fail, as ``bins.failure`` says it, with shape, the same as a character, and colour.
-FAILED = (
+Failed = tuple[str, str, str, str]
+FAILED: tuple[Failed, ...] = (
     ("never ended", "^", "▲", "bad"),
     ("unknown", "d", "♦", "unsure"),
-    ("refused", "x", "×", "high"),
+    ("refused", "x", "⨯", "high"),
     ("wrong", "X", "✖", "bad"),
 )
 
@@ -66,7 +67,7 @@ def _range(values: Sequence[float]) -> tuple[float, float]:
 Places = list[tuple[float, float]]
 
 
-def _failed(seen: Seen, low: float, high: float) -> Iterator[tuple[tuple[str, str, str, str], Places]]:
+def _failed(seen: Seen, low: float, high: float) -> Iterator[tuple[Failed, Places]]:
     """Where the failed are marked: what never ended, at the upper edge."""
     raster = len(seen.failed) > SINGLE
     across = bins.Axis.of(seen.end, 80)

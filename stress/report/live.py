@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from nimue.cli.demo_screen import BLINK, EVERY, Screen
 from stress.report.figures import figures
+from stress.report.scene import Scene, Scenes
 from stress.report.words import errors, listed, several, span
 from stress.trial.record import Record
 
@@ -15,62 +15,12 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.table import Table
 
+    from stress.trial.course import Course, Plan
+
 #: Distinct errors that the verdict names.
 ERRORS = 5
 #: Lines of a terminal that are not for processes, and the fewest that are.
 FRAME, ROWS = 14, 3
-
-
-@dataclass(frozen=True)
-class Worker:
-    """One process at one moment.
-
-    Args:
-        answered, errors: questions, since its begin.
-        waited: seconds for a connection, last; None if it never did.
-        lives: it is a worker now.
-    """
-
-    pid: int
-    sessions: int
-    answered: int
-    errors: int
-    waited: float | None = None
-    lives: bool = True
-
-
-@dataclass(frozen=True)
-class Scene:
-    """One moment of a trial.
-
-    Args:
-        elapsed, seconds: since the begin, and of the whole.
-        name: of scenario and variant.
-        sessions, most: now, and the most at one look until now.
-        per_second: questions answered, lately.
-        faults: how many were done, by kind.
-        happened: all that befell the processes until now, the last at the end.
-    """
-
-    elapsed: float
-    seconds: float
-    name: str
-    workers: tuple[Worker, ...]
-    sessions: int
-    most: int
-    limit: int | None
-    per_second: float
-    faults: Mapping[str, int] = field(default_factory=dict)
-    happened: tuple[str, ...] = ()
-
-    def summary(self) -> str:
-        limit = "" if self.limit is None else f" of {self.limit}"
-        failed = sum(worker.errors for worker in self.workers)
-        return (
-            f"{self.name}   {self.elapsed:5.1f} s of {self.seconds:g}   {self.per_second:,.0f} /s"
-            f"   {self.sessions}{limit} sessions, at most {self.most}"
-            f"   {several(failed, 'error')}   {several(sum(self.faults.values()), 'fault')}"
-        )
 
 
 class Live:
@@ -79,30 +29,44 @@ class Live:
     It is a context manager: what is shown last stays. Not for several threads.
 
     Args:
+        plan: of the trial.
         console: where to; standard output without.
-        last: happenings that are shown.
     """
 
-    def __init__(self, console: Console | None = None, last: int = 4) -> None:
+    def __init__(self, plan: Plan, console: Console | None = None) -> None:
         from rich.console import Console
 
         self.console = console or Console(highlight=False)
-        self._last = last
+        self._plan = plan
+        self._scenes = Scenes()
         self._live: Any = None
         self._shown = float("-inf")
 
     def __enter__(self) -> Live:
+        plan = self._plan
+        limit = "no limit" if plan.totalmax is None else f"a limit of {plan.totalmax}"
+        name = f"{plan.scenario} {plan.variant}".strip()
+        self.console.print(
+            f"{name}: {plan.processes} processes of {plan.threads} threads, {limit},"
+            f" {plan.dialect}, {plan.seconds:g} s, seed {plan.seed}",
+            markup=False,
+            soft_wrap=True,
+        )
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def show(self, scene: Scene) -> None:
+    def show(self, course: Course) -> None:
         """Cheap to call often: it is drawn at most every tenth of a second."""
         pause = BLINK if self.console.is_terminal else EVERY
-        if 0 <= scene.elapsed - self._shown < pause:
-            return
-        self._shown = scene.elapsed
+        elapsed = course.elapsed
+        if not 0 <= elapsed - self._shown < pause:
+            self._shown = elapsed
+            self.draw(self._scenes.of(course))
+
+    def draw(self, scene: Scene) -> None:
+        """Now."""
         if not self.console.is_terminal:
             self.console.print(scene.summary(), markup=False, soft_wrap=True)
             return
@@ -112,6 +76,11 @@ class Live:
             self._live = Drawing(console=self.console, auto_refresh=False)
             self._live.start()
         self._live.update(self._drawn(scene), refresh=True)
+
+    def verdict(self, record: Record) -> None:
+        """Nothing more is shown live; then what came of it."""
+        self.close()
+        verdict(record, self.console)
 
     def close(self) -> None:
         """Leave the table as it is. May be called twice."""
@@ -124,7 +93,7 @@ class Live:
         from rich.text import Text
 
         kinds = [f"{kind} {count:,}" for kind, count in scene.faults.items() if count]
-        lines = [Text(one, "yellow", no_wrap=True) for one in scene.happened[-self._last :]]
+        lines = [Text(one, "yellow", no_wrap=True) for one in scene.happened]
         faults = Text("faults: " + (", ".join(kinds) or "none yet"), "dim")
         rows = max(ROWS, self.console.height - FRAME)
         return Group("", board(scene, rows), Text(scene.summary(), "bold"), faults, *lines)
@@ -185,7 +154,7 @@ def summary(record: Record) -> str:
     parts = [
         f"{known['answered']:,} of {several(len(record.questions), 'question')} answered",
         *([] if slow is None else [f"99 % of them within {span(slow)}"]),
-        f"{known['answered_per_second'] or 0:,.0f} per second",
+        f"{known['answered_per_second'] or 0:,.4g} per second",
         f"{several(record.sessions, 'session')} at most{limit}",
         f"{several(len(record.happenings), 'happening')}",
     ]
