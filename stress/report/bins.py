@@ -132,17 +132,17 @@ def waits(questions: Iterable[Question]) -> list[Waits]:
 
 
 def fullest(looks: Iterable[Look], axis: Axis) -> list[Mapping[int, int]]:
-    """Of each span the look with the most sessions; where there was none, the span before's."""
-    best: list[Look | None] = [None] * axis.count
+    """Of each span the sessions when there were most. What a look saw is so until the next."""
+    best: list[Look] = []
+    now = Look(0.0, {})
     for look in looks:
         n = axis.at(look.at)
-        known = best[n]
-        if known is None or look.total > known.total:
+        best += [now] * (n + 1 - len(best))
+        if look.total >= best[n].total:
             best[n] = look
-    found: list[Mapping[int, int]] = []
-    for one in best:
-        found.append(one.sessions if one is not None else found[-1] if found else {})
-    return found
+        now = look
+    best += [now] * (axis.count - len(best))
+    return [look.sessions for look in best]
 
 
 @dataclass

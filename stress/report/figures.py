@@ -27,7 +27,8 @@ def figures(record: Record) -> dict[str, Number]:
     """
     questions = record.questions
     outcomes = Counter(question.outcome for question in questions)
-    latencies = [one.ended - one.began for one in questions if one.ended and one.outcome == OK]
+    answered = [one for one in questions if one.outcome == OK]
+    latencies = [one.ended - one.began for one in answered if one.ended is not None]
     waits = [one.waited for one in questions if one.outcome == OK or one.waited > 0]
     return {
         "seconds": record.seconds,

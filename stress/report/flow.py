@@ -20,12 +20,13 @@ NAN = float("nan")
 #: Failed questions that are drawn each by itself; more are drawn once in each field of a raster.
 SINGLE = 300
 PERCENTILES = ("p50", "p99", "longest")
-#: Outcomes that are marked, with shape and colour: what has no end, what is not sure, ...
-FAILED = (
-    ("never ended", "^", "bad"),
-    ("unknown", "d", "unsure"),
-    ("refused", "x", "high"),
-    ("wrong", "X", "bad"),
+#: How questions fail, as ``bins.failure`` says it, with shape, the same as a character, and colour.
+Failed = tuple[str, str, str, str]
+FAILED: tuple[Failed, ...] = (
+    ("never ended", "^", "▲", "bad"),
+    ("unknown", "d", "♦", "unsure"),
+    ("refused", "x", "⨯", "high"),
+    ("wrong", "X", "✖", "bad"),
 )
 
 
@@ -49,7 +50,7 @@ def latency(seen: Seen, figure: Figure, paper: Paper, height: int) -> None:
     lengths(found.yaxis)
     cross(found, seen.marks)
     area = 22 if len(seen.failed) <= SINGLE else 11
-    for (_, shape, colour), places in _failed(seen, low, high):
+    for (_, shape, _, colour), places in _failed(seen, low, high):
         x, y = zip(*places, strict=True)
         found.scatter(x, y, s=area, color=C[colour], marker=shape, zorder=3, clip_on=False)
 
@@ -66,7 +67,7 @@ def _range(values: Sequence[float]) -> tuple[float, float]:
 Places = list[tuple[float, float]]
 
 
-def _failed(seen: Seen, low: float, high: float) -> Iterator[tuple[tuple[str, str, str], Places]]:
+def _failed(seen: Seen, low: float, high: float) -> Iterator[tuple[Failed, Places]]:
     """Where the failed are marked: what never ended, at the upper edge."""
     raster = len(seen.failed) > SINGLE
     across = bins.Axis.of(seen.end, 80)
@@ -91,7 +92,7 @@ def told_latency(seen: Seen) -> str:
         return "No question was answered."
     half, most, longest = (span(known[f"latency_{one}_s"] or 0) for one in PERCENTILES)
     failed = Counter(kind for kind, _ in seen.failed)
-    marked = [f"{failed[kind]:,} {kind}" for kind, _, _ in FAILED if failed[kind]]
+    marked = [f"{failed[kind]:,} {kind}" for kind, _, _, _ in FAILED if failed[kind]]
     return (
         f"From asking to the answer, by when it was asked, in spans of {seen.questions.told}, on a"
         f" logarithmic scale. Half of all {known['answered']:,} answers came within {half}, 99 %"

@@ -122,8 +122,8 @@ def told_sessions(seen: Seen) -> str:
     processes, limit = len(seen.seats.seat), record.limit
     most = f"{several(record.sessions, 'session')} at one look"
     text = (
-        f"What the server listed, at {several(len(looks), 'look')}; a step is the fullest look of"
-        f" {seen.looks.told}. Colours are processes: {processes:,} were seen,"
+        f"What the server listed, in steps of {seen.looks.told}, each as it was at its fullest;"
+        f" {len(looks):,} changes were seen. Colours are processes: {processes:,} were seen,"
         f" {seen.at_once} at most at once, and who follows another takes over its colour in another"
         f" shade{'; grey: those for whom no colour was left' if seen.crowded else ''}. "
     )
@@ -132,7 +132,7 @@ def told_sessions(seen: Seen) -> str:
     over = sum(look.total > limit for look in looks)
     return text + (
         f"The most were {most}, {record.lasting} of them lasting, under a limit of {limit}"
-        + (f"; {several(over, 'look')} saw more than that." if over else ".")
+        + (f"; {several(over, 'look')} saw more." if over else ".")
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from stress.report import words
 from stress.report.charts import Chart, charts
 from stress.report.figures import Number
+from stress.report.flow import FAILED
 from stress.report.seen import Seen
 from stress.trial.record import Record
 
@@ -29,7 +30,7 @@ def write(records: Sequence[Record], folder: Path, command: str = "") -> Path:
 
     Args:
         folder: is made if it is not there.
-        command: that was run; made of the settings of the first trial without.
+        command: that was run; each trial says how to repeat it by itself.
 
     Raises:
         ValueError: there is no record.
@@ -38,7 +39,7 @@ def write(records: Sequence[Record], folder: Path, command: str = "") -> Path:
     if not records:
         raise ValueError("records is empty: at least one trial is needed for a page")
     trials = [Seen(record, f"t{number}") for number, record in enumerate(records)]
-    parts = [_head(records), "<main>", *_top(records, command or words.command(records[0]))]
+    parts = [_head(records), "<main>", *_top(records, command)]
     if len(trials) > 1:
         parts += _overview(trials)
     for seen in trials:
@@ -84,10 +85,15 @@ def _top(records: Sequence[Record], command: str) -> Iterator[str]:
     yield f'<p class="lead">{escape(_lead(records))}</p>'
     if name == "bad":
         yield "<ul>" + "".join(f"<li>{one}</li>" for one in _wrong(records)) + "</ul>"
-    yield f'<p class="again">Again: <code>{escape(command)}</code></p>'
+    if command:
+        yield _again(command)
     told = {**first.versions, "seed": first.seed}
     yield _pairs("facts", told)
     yield "</header>"
+
+
+def _again(command: str) -> str:
+    return f'<p class="again">Again: <code>{escape(command)}</code></p>'
 
 
 def _lead(records: Sequence[Record]) -> str:
@@ -176,6 +182,7 @@ def _trial(seen: Seen) -> Iterator[str]:
     record = seen.record
     yield f'<section class="trial" id="{seen.name}">'
     yield f'<h2>{escape(record.name)} <small>{_mark(_state(record))}</small></h2>'
+    yield _again(words.command(record))
     yield _tiles(seen)
     rows = [
         [*map(escape, (one.what, one.seen, one.wanted)), _mark("good" if one.right else "bad")]
@@ -229,6 +236,12 @@ def _legend(seen: Seen, key: str) -> str:
     elif key == "latency":
         lines = (("ink", "half within"), ("mid", "99 % within"), ("high", "longest"))
         items = [f'<li><i class="line" style="background:var(--{c})"></i> {t}' for c, t in lines]
+        failed = {kind for kind, _ in seen.failed}
+        items += [
+            f'<li><i style="color:var(--{colour})">{glyph}</i> {kind}'
+            for kind, _, glyph, colour in FAILED
+            if kind in failed
+        ]
     else:
         return ""
     return f'<ul class="legend">{"".join(items)}</ul>'

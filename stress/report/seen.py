@@ -47,9 +47,7 @@ class Seen:
 
     @cached_property
     def looks(self) -> bins.Axis:
-        """Fewer spans than looks."""
-        most = max(1, min(bins.MOST, len(self.record.looks) // 2))
-        return bins.Axis.of(self.end, most)
+        return bins.Axis.of(self.end, bins.MOST)
 
     @cached_property
     def seats(self) -> bins.Seats:

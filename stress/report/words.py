@@ -5,8 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from stress.trial.record import Question, Record
 
@@ -60,30 +59,20 @@ def errors(questions: Sequence[Question]) -> list[tuple[str, int]]:
     return [(first[shape], count) for shape, count in counts.most_common()]
 
 
+#: The names of settings as options: what is none of them cannot be asked for.
+OPTIONS = {"dialect": "driver"} | {
+    name: name
+    for name in ("processes", "threads", "poolmax", "totalmax", "timeout", "hold", "pause", "fault")
+}
+
+
 def command(record: Record) -> str:
-    """How to run it again, as far as its settings tell: ``settings["command"]`` says it best."""
-    told = record.settings.get("command")
-    if told is not None:
-        return told if isinstance(told, str) else shlex.join(map(str, told))
-    return shlex.join(
-        ["python", "-m", "stress", *filter(None, [record.scenario]), *_options(record.settings)]
-        + ([] if "seed" in record.settings else ["--seed", str(record.seed)])
-    )
-
-
-def _options(settings: Mapping[str, Any]) -> list[str]:
-    words: list[str] = []
-    for name, value in settings.items():
-        option = "--" + name.replace("_", "-")
-        values = _values(value)
-        if name != "scenario" and value is not False and (values or value is True):
-            words += [option, *values]
-    return words
-
-
-def _values(value: Any) -> list[str]:
-    if value is None or isinstance(value, bool):
-        return []
-    if isinstance(value, Mapping):
-        return [f"{key}={one}" for key, one in value.items()]
-    return list(map(str, value)) if isinstance(value, (list, tuple)) else [str(value)]
+    """How to run a trial again."""
+    words = ["python", "-m", "stress", record.scenario]
+    words += ["--variant", record.variant] if record.variant else []
+    words += ["--seconds", f"{record.seconds:g}", "--seed", str(record.seed)]
+    for name, value in record.settings.items():
+        if name in OPTIONS:
+            for one in value if isinstance(value, (list, tuple)) else [value]:
+                words += [f"--{OPTIONS[name]}", "none" if one is None else str(one)]
+    return shlex.join(words)
