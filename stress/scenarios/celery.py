@@ -98,6 +98,9 @@ class Celery(Scenario):
     def workers(self) -> list[int]:
         return self._family.children(self._worker.pid) if self._worker is not None else []
 
+    def children(self) -> list[int]:
+        return [process.pid for process in self._leaders]
+
     def tend(self) -> None:
         status = self._worker.poll() if self._worker is not None else None
         if status is not None:

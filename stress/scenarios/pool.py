@@ -87,6 +87,9 @@ class Pools(Scenario):
         # It tells a moment late: by now a number may be nobody's, or somebody else's.
         return [pid for pid in self._pids if _lives_in(pid, self._parent.pid)]
 
+    def children(self) -> list[int]:
+        return [self._parent.pid] if self._parent is not None else []
+
     def tend(self) -> None:
         if not self._hear() and self._finished is None and not self._gone:
             self._gone = True
