@@ -128,7 +128,10 @@ class Callers:
         for thread in self._threads:
             if thread.ident is not None:
                 thread.join(max(0.0, deadline - time.monotonic()))
-        stuck = sum(thread.is_alive() for thread in self._threads)
+        before, self._threads = self._threads, [it for it in self._threads if it.is_alive()]
+        if before and not self._threads:
+            self._diary.close()
+        stuck = len(self._threads)
         return [f"{stuck} callers are not answered within {bound:g} s"] if stuck else []
 
     def _ask(self, number: int, seed: int) -> None:

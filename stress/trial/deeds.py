@@ -118,11 +118,17 @@ def _try(desk: Desk, conn: Any) -> None:
     desk.note_wrong("a child could use its parent's connection")
 
 
+def _terminate() -> None:
+    # A handler that it inherits would have it go on in its parent's code, as if it were that.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 #: How a child ends; ``sys.exit``, through all that its parent was in the middle of, comes on top.
 WAYS: Mapping[str, Callable[[Desk], None]] = {
     "os._exit": lambda desk: None,
     "close": lambda desk: desk.pool.close(desk.brief.timeout),
-    "SIGTERM": lambda desk: os.kill(os.getpid(), signal.SIGTERM),
+    "SIGTERM": lambda desk: _terminate(),
     "SIGKILL": lambda desk: os.kill(os.getpid(), signal.SIGKILL),
     "exec": lambda desk: os.execv(sys.executable, [sys.executable, "-S", "-c", ""]),
 }

@@ -1,0 +1,48 @@
+"""What ``celery worker`` runs. The pool is a module's, and there before the children are forked."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from celery.signals import worker_process_init, worker_process_shutdown, worker_shutdown
+
+from stress.scenarios.celery_app import QUESTION, make_app
+from stress.trial.brief import Brief
+from stress.trial.desk import Desk, guard
+
+desk = Desk(Brief.here())
+guard(desk.brief.bound)
+app = make_app(Path(desk.brief.folder) / "celery")
+
+
+class Here:
+    """Of this child."""
+
+    dice: Random
+
+
+def question(token: str) -> dict[str, Any]:
+    return desk.answer(token, Here.dice).as_dict()
+
+
+def begin(**_: Any) -> None:
+    Here.dice = Random(f"{desk.brief.seed} {os.getpid()}")
+    desk.enter()
+
+
+def end(**_: Any) -> None:
+    desk.leave()
+
+
+def close(**_: Any) -> None:
+    """In the parent, when all children have ended."""
+    desk.pool.close(desk.brief.timeout)
+
+
+app.task(name=QUESTION)(question)
+worker_process_init.connect(begin)
+worker_process_shutdown.connect(end)
+worker_shutdown.connect(close)
