@@ -25,7 +25,7 @@ Failed = tuple[str, str, str, str]
 FAILED: tuple[Failed, ...] = (
     ("never ended", "^", "▲", "bad"),
     ("unknown", "d", "♦", "unsure"),
-    ("refused", "x", "⨯", "high"),
+    ("refused", "x", "x", "high"),
     ("wrong", "X", "✖", "bad"),
 )
 

@@ -148,7 +148,7 @@ def _overview(trials: Sequence[Seen]) -> Iterator[str]:
         name = f'<a href="#{seen.name}">{escape(record.name)}</a>'
         cells = [_count_of(known["answered"]), _count_of(known["answered_per_second"])]
         cells += [_span_of(known["latency_p99_s"]), _span_of(known["wait_longest_s"])]
-        cells += [_count_of(known[key]) for key in ("sessions_most", "limit", "happenings")]
+        cells += [_count_of(known[key]) for key in ("sessions_lasting", "limit", "happenings")]
         rows.append([name, _mark(_state(record)), *cells])
     yield _table("overview", head, rows)
     yield "</section>"
@@ -209,7 +209,7 @@ def _tiles(seen: Seen) -> str:
         "half within": _span_of(known["latency_p50_s"]),
         "99 % within": _span_of(known["latency_p99_s"]),
         "longest wait": _span_of(known["wait_longest_s"]),
-        "sessions at most": f"{record.sessions}{limit}",
+        "lasting sessions": f"{record.lasting}{limit}",
         "processes": _count_of(known["processes"]),
         "happenings": _count_of(known["happenings"]),
     }
