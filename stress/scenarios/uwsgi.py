@@ -1,0 +1,96 @@
+"""uWSGI: workers that are forked in C, with and without hooks, threads, and a preloaded
+application."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import time
+from collections.abc import Mapping
+
+from nimue.cli.demo_process import until
+from stress.scenarios.served import Served
+
+#: Its master ends by itself when nobody is left to end it; the workers go with it. An alarm
+#: outlasts the exec of a reload, and is set anew by that.
+PROGRAM = "import signal, pyuwsgi; signal.alarm({bound}); pyuwsgi.run()"
+#: What can be said to the master: reload the workers, or all of itself by exec; end in order.
+WORKERS, ALL, END = b"w", b"r", b"q"
+
+
+class Uwsgi(Served):
+    """Its master is told what to do over a fifo: a signal between exec and handler would kill."""
+
+    name = "uwsgi"
+    summary = "uWSGI's workers, asked over HTTP"
+    needs = ("pyuwsgi", "psutil")
+    variants: Mapping[str, str] = {
+        "default": "forked in C, and no Python code is told of it",
+        "enable-threads": "--enable-threads",
+        "threads-2": "--threads 2: two questions at once in each worker",
+        "osafterfork": "--py-call-osafterfork: Python's hooks in the child alone",
+        "fork-hooks": "--py-call-uwsgi-fork-hooks: Python's hooks before and after",
+        "lazy": "--lazy-apps: the application imported by each worker",
+        "recycle": "workers that leave after some 60 questions",
+        "reload": "every two seconds new workers, by turns forked and after an exec of the master",
+    }
+    said: Mapping[str, str] = {"recycle": r"The work of process (\d+) is done"}
+
+    _count = 0
+
+    @property
+    def abreast(self) -> int:
+        return 2 if self.variant == "threads-2" else 1
+
+    def command(self, fd: int) -> list[str]:
+        of_variant: Mapping[str, tuple[str, ...]] = {
+            "default": (),
+            "enable-threads": ("--enable-threads",),
+            "threads-2": ("--threads", "2"),
+            "osafterfork": ("--enable-threads", "--py-call-osafterfork"),
+            "fork-hooks": ("--enable-threads", "--py-call-uwsgi-fork-hooks"),
+            "lazy": ("--enable-threads", "--lazy-apps"),
+            "recycle": (
+                *("--enable-threads", "--max-requests", "60", "--max-requests-delta", "10"),
+                *("--min-worker-lifetime", "0"),
+            ),
+            "reload": ("--enable-threads",),
+        }
+        return [
+            *(sys.executable, "-c", PROGRAM.format(bound=int(self.brief.bound))),
+            *("--http-socket", f"fd://{fd}", "--master", "--processes", str(self.processes)),
+            *("--module", "stress.scenarios.app:application", "--need-app", "--no-orphans"),
+            *("--master-fifo", str(self.folder / "uwsgi.fifo"), "--disable-logging"),
+            *("--forkbomb-delay", "0", "--worker-reload-mercy", "15"),
+            *of_variant[self.variant],
+        ]
+
+    def befall(self) -> None:
+        if self.variant == "reload":
+            self._count += 1
+            what = WORKERS if self._count % 2 else ALL
+            if self.say(what):
+                self.happened("reload", "of the workers" if what == WORKERS else "with an exec")
+
+    def say(self, what: bytes) -> bool:
+        """Say it to the master; whether it listens: not at its start, nor when it has ended."""
+        try:
+            fifo = os.open(self.folder / "uwsgi.fifo", os.O_WRONLY | os.O_NONBLOCK)
+        except OSError as error:
+            if error.errno not in (errno.ENXIO, errno.ENOENT):
+                raise
+            return False
+        try:
+            os.write(fifo, what)
+        except BrokenPipeError:
+            return False
+        finally:
+            os.close(fifo)
+        return True
+
+    def end(self, deadline: float) -> None:
+        # What it is told in the middle of a reload is lost: so it is told again.
+        while self.is_alive and time.monotonic() < deadline:
+            self.say(END)
+            until(lambda: not self.is_alive, min(2.0, deadline - time.monotonic()))
