@@ -71,6 +71,8 @@ class Gunicorn(Served):
         ]
 
     def befall(self) -> None:
+        if self._has_hanging:
+            return
         self._count += 1
         if self.variant == "reload":
             self.happened("reload", f"HUP to {self.master}")
@@ -79,8 +81,8 @@ class Gunicorn(Served):
             is_more = self._count % 2 == 1
             self.happened("workers", "one more" if is_more else "one less")
             self.tell(signal.SIGTTIN if is_more else signal.SIGTTOU)
-        elif self.variant == "timeout" and not self._has_hanging:
-            # Every other one cannot be told to leave: it is killed.
+        elif self.variant == "timeout":
+            # SIGABRT has a worker leave, through the question; every other one has to be killed.
             path = "/hang.deaf" if self._count % 2 else "/hang"
             self.happened("hang", path)
             self._hanging = threading.Thread(target=self._hang, args=(path,), daemon=True)
