@@ -122,7 +122,7 @@ def trial(postgres, tmp_path):
 
 
 @pytest.mark.server
-@pytest.mark.parametrize(("name", "variant"), [("gunicorn", "recycle"), ("uwsgi", "default")])
+@pytest.mark.parametrize(("name", "variant"), [("gunicorn", "recycle"), ("uwsgi", "fork-hooks")])
 def test_a_kill_is_survived_and_the_end_is_in_order(trial, name, variant):
     pytest.importorskip({"gunicorn": "gunicorn", "uwsgi": "pyuwsgi"}[name])
     it = trial(name, variant)

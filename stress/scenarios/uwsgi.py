@@ -7,16 +7,21 @@ import errno
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from nimue.cli.demo_process import until
 from stress.scenarios.served import Served
+from stress.trial.brief import Brief
 
 #: Its master ends by itself when nobody is left to end it; the workers go with it. An alarm
 #: outlasts the exec of a reload, and is set anew by that.
 PROGRAM = "import signal, pyuwsgi; signal.alarm({bound}); pyuwsgi.run()"
 #: What can be said to the master: reload the workers, or all of itself by exec; end in order.
 WORKERS, ALL, END = b"w", b"r", b"q"
+HOOKS = ("--enable-threads", "--py-call-uwsgi-fork-hooks")
+#: Seconds after which a worker that has come to no work hangs: it was forked while a thread of the
+#: master had the interpreter's lock, for which uWSGI waits only with ``HOOKS``.
+MUTE = 10.0
 
 
 class Uwsgi(Served):
@@ -32,12 +37,19 @@ class Uwsgi(Served):
         "osafterfork": "--py-call-osafterfork: Python's hooks in the child alone",
         "fork-hooks": "--py-call-uwsgi-fork-hooks: Python's hooks before and after",
         "lazy": "--lazy-apps: the application imported by each worker",
-        "recycle": "workers that leave after some 60 questions",
-        "reload": "every two seconds new workers, by turns forked and after an exec of the master",
+        "recycle": "fork-hooks, workers that leave after some 60 questions",
+        "reload": "fork-hooks, new workers every two seconds, by turns with an exec of the master",
     }
     said: Mapping[str, str] = {"recycle": r"The work of process (\d+) is done"}
 
     _count = 0
+
+    def __init__(
+        self, brief: Brief, processes: int, variant: str, happened: Callable[[str, str], None]
+    ) -> None:
+        super().__init__(brief, processes, variant, happened)
+        #: Since when each worker is known; None for who has come to work, or was told of.
+        self._mute: dict[int, float | None] = {}
 
     @property
     def abreast(self) -> int:
@@ -49,13 +61,10 @@ class Uwsgi(Served):
             "enable-threads": ("--enable-threads",),
             "threads-2": ("--threads", "2"),
             "osafterfork": ("--enable-threads", "--py-call-osafterfork"),
-            "fork-hooks": ("--enable-threads", "--py-call-uwsgi-fork-hooks"),
+            "fork-hooks": HOOKS,
             "lazy": ("--enable-threads", "--lazy-apps"),
-            "recycle": (
-                *("--enable-threads", "--max-requests", "60", "--max-requests-delta", "10"),
-                *("--min-worker-lifetime", "0"),
-            ),
-            "reload": ("--enable-threads",),
+            "recycle": (*HOOKS, "--max-requests=60", "--min-worker-lifetime=0"),
+            "reload": HOOKS,
         }
         return [
             *(sys.executable, "-c", PROGRAM.format(bound=int(self.brief.bound))),
@@ -65,6 +74,18 @@ class Uwsgi(Served):
             *("--forkbomb-delay", "0", "--worker-reload-mercy", "15"),
             *of_variant[self.variant],
         ]
+
+    def tend(self) -> None:
+        super().tend()
+        for pid in self.workers():
+            since = self._mute.setdefault(pid, time.monotonic())
+            if since is None:
+                continue
+            if (self.folder / "diaries" / f"w{pid}").exists():
+                self._mute[pid] = None
+            elif time.monotonic() - since > MUTE:
+                self._mute[pid] = None
+                self.happened("mute", f"worker {pid} hangs at its start")
 
     def befall(self) -> None:
         if self.variant == "reload":
