@@ -7,6 +7,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -112,6 +113,8 @@ class Callers:
         self._call, self._hold = call, brief.hold
         self._over = threading.Event()
         self._diary = Diary(os.path.join(brief.folder, "diaries"), f"callers{os.getpid()}")
+        self._files = ExitStack()
+        self._files.callback(self._diary.close)
         self._threads = [
             threading.Thread(target=self._ask, args=(n, brief.seed), daemon=True)
             for n in range(count)
@@ -129,6 +132,8 @@ class Callers:
             if thread.ident is not None:
                 thread.join(max(0.0, deadline - time.monotonic()))
         stuck = sum(thread.is_alive() for thread in self._threads)
+        if not stuck:  # else one may write yet
+            self._files.close()
         return [f"{stuck} callers are not answered within {bound:g} s"] if stuck else []
 
     def _ask(self, number: int, seed: int) -> None:

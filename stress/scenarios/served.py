@@ -205,6 +205,10 @@ class Served(Scenario):
     def workers(self) -> list[int]:
         return self._family.children(self.master) if self.is_alive else []
 
+    def children(self) -> list[int]:
+        is_ours = self._process is not None and self._process.returncode is None
+        return [self.master] if is_ours else []
+
     def tend(self) -> None:
         for kind, detail in self._log_reader.news():
             self.happened(kind, detail)
