@@ -7,6 +7,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -17,6 +18,10 @@ from stress.diary import Diary, now
 from stress.trial.brief import VARIABLE, Brief
 from stress.trial.desk import REFUSED, UNKNOWN, Answer
 from stress.trial.words import told
+
+
+#: Seconds at most between two questions of a caller, beyond the pause that is asked for.
+REST = 0.002
 
 
 class Scenario(ABC):
@@ -109,9 +114,11 @@ class Callers:
     """
 
     def __init__(self, brief: Brief, count: int, call: Callable[[str], Answer]) -> None:
-        self._call, self._hold = call, brief.hold
+        self._call, self._pause = call, REST + 2 * brief.pause
         self._over = threading.Event()
         self._diary = Diary(os.path.join(brief.folder, "diaries"), f"callers{os.getpid()}")
+        self._files = ExitStack()
+        self._files.callback(self._diary.close)
         self._threads = [
             threading.Thread(target=self._ask, args=(n, brief.seed), daemon=True)
             for n in range(count)
@@ -128,9 +135,9 @@ class Callers:
         for thread in self._threads:
             if thread.ident is not None:
                 thread.join(max(0.0, deadline - time.monotonic()))
-        before, self._threads = self._threads, [it for it in self._threads if it.is_alive()]
-        if before and not self._threads:
-            self._diary.close()
+        self._threads = [thread for thread in self._threads if thread.is_alive()]
+        if not self._threads:  # else one may write yet
+            self._files.close()
         stuck = len(self._threads)
         return [f"{stuck} callers are not answered within {bound:g} s"] if stuck else []
 
@@ -150,7 +157,7 @@ class Callers:
             self._diary.note("end", token, now(), answer)
             if answer["error"]:
                 self._over.wait(0.02)
-            self._over.wait(dice.random() * 0.002)
+            self._over.wait(dice.random() * self._pause)
 
 
 def wait_until(fact: Callable[[], bool], bound: float, what: str, log: Path) -> None:

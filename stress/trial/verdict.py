@@ -20,7 +20,8 @@ EXPECTED = re.compile(
     r"OperationalError|InterfaceError|DatabaseError|InternalError|AdminShutdown|ProtocolViolation"
     r"|ConnectionTimeout|TooManyConnections|CannotConnectNow|NimuePoolTimeout"
     r"|NimueNoConnectionAvailable|Connection\w*Error|BrokenPipeError|TimeoutError"
-    r"|RemoteDisconnected|BadStatusLine|IncompleteRead|BrokenProcessPool|WorkerLostError|TaskLost"
+    r"|NoAnswer|RemoteDisconnected|BadStatusLine|IncompleteRead|BrokenProcessPool|WorkerLostError"
+    r"|TaskLost"
 )
 #: Kinds of faults after which a question may have no end.
 CUT = frozenset({"kill", "interrupt", "fork", "restart", "terminate", "cut", "stall", "stop"})
