@@ -34,6 +34,8 @@ class Database(ABC):
     version = ""
     #: Started here: it may be restarted, and filled.
     is_ours = False
+    #: What it takes at once, if it is ours; to be set before ``open``.
+    connections = CONNECTIONS
     #: Where it listens on the loopback, for a proxy in front of it; None if it does not.
     port: int | None = None
 
@@ -109,7 +111,7 @@ class Database(ABC):
             raise self._cannot("be filled")
         rest = Rest()
         try:
-            rest.take(self._another, CONNECTIONS)
+            rest.take(self._another, self.connections)
         except BaseException:
             rest.close()
             raise

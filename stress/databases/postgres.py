@@ -9,7 +9,6 @@ from nimue.cli.demo_verdict import DemoFailed
 from stress.databases.admin import Admin, ServerAway
 from stress.databases.base import (
     CONNECT_TIMEOUT,
-    CONNECTIONS,
     STATEMENT_TIMEOUT,
     Database,
     Process,
@@ -60,7 +59,7 @@ class PostgreSQL(Database):
         # to be killed still has it.
         self._process = Process(
             *(PostgresServer, self._noted),
-            max_connections=CONNECTIONS,
+            max_connections=self.connections,
             superuser_reserved_connections=RESERVED,
             synchronous_commit="on",
         )

@@ -67,6 +67,12 @@ WHERE: Mapping[str, tuple[str, str]] = {
     "planted: loses": ("stress.trial.planted", "Loses"),
     "planted: doubles": ("stress.trial.planted", "Doubles"),
     "planted: remains": ("stress.trial.planted", "Remains"),
+    "sqlalchemy": ("stress.trial.peers", "SQLAlchemy"),
+    "sqlalchemy-disposed": ("stress.trial.peers", "SQLAlchemyDisposed"),
+    "psycopg_pool": ("stress.trial.peers", "PsycopgPool"),
+    "dbutils": ("stress.trial.peers", "DBUtils"),
+    "psycopg2.pool": ("stress.trial.peers", "Psycopg2Pool"),
+    "nimue-0.0.3": ("stress.trial.peers", "Nimue003"),
 }
 
 

@@ -27,8 +27,13 @@ class Site(Ground):
         self._noted: set[int] = set()
         self.known: set[int] = set()
 
-    def prepare(self, server: str, dsn: str | None, with_proxy: bool) -> None:
+    def prepare(
+        self, server: str, dsn: str | None, with_proxy: bool, connections: int | None = None
+    ) -> None:
         """Start the server, or connect to that of ``dsn``.
+
+        Args:
+            connections: that a server of our own takes at once; None: as many as trials need.
 
         Raises:
             DemoFailed: it does not start, or cannot be reached.
@@ -36,6 +41,8 @@ class Site(Ground):
         orphans.adopt()
         self._make_folders()
         self.database = make(server)
+        if connections is not None:
+            self.database.connections = connections
         with self._interrupts.held():
             self._stack.callback(self.database.close)
             self.database.open(dsn, self._folder)
