@@ -19,7 +19,6 @@ from stress.trial.brief import VARIABLE, Brief
 from stress.trial.desk import REFUSED, UNKNOWN, Answer
 from stress.trial.words import told
 
-
 #: Seconds at most between two questions of a caller, beyond the pause that is asked for.
 REST = 0.002
 
