@@ -23,6 +23,7 @@ from nimue.process import NO_SOCKET, await_end, forget_gone, immortalise, open_v
 if TYPE_CHECKING:
     from nimue.entry import Entry
     from nimue.state import State
+    from nimue.work import Work
 
 
 class Bequest:
@@ -87,15 +88,27 @@ def before_fork(state: State, deadline: float) -> bool:
         if in_use and keeps and not state.limit.is_shared:
             state.bequest = Bequest(state)
             return bool(state.entries)
-        works = state.take_idle_where_locked(lambda entry: True)
-        state.refilling = False
-        state.next_cycle = 0.0
+        works = _doze_locked(state)
     finally:
         state.lock.release()
     upkeep.close_all(state, works)
     state.limit.rest(state)
     state.bequest = Bequest(state)
     return bool(state.entries)
+
+
+def doze(state: State) -> None:
+    """Go dormant as before a fork, where forks come that no hook tells of."""
+    with state.lock:
+        works = _doze_locked(state)
+    upkeep.close_all(state, works)
+    state.limit.rest(state)
+
+
+def _doze_locked(state: State) -> list[Work]:
+    state.refilling = False
+    state.next_cycle = 0.0
+    return state.take_idle_where_locked(lambda entry: True)
 
 
 def _others(state: State) -> list[threading.Thread]:

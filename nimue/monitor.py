@@ -15,7 +15,7 @@ from _queue import Empty, SimpleQueue
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from nimue import fork, goodbye, lost, opener, sweep
+from nimue import fork, goodbye, inherit, lost, opener, sweep
 from nimue.process import (
     Pipe,
     await_end,
@@ -35,7 +35,8 @@ _WAKE = None
 
 #: Seconds for which it rests in the master of uWSGI, which forks meanwhile, in C, and waits for
 #: nobody: a child in which the interpreter's lock is held by a thread left behind waits for ever.
-HUSH = 1.0
+#: Not a whole number of seconds: at those uWSGI's master wakes, and forks where one has died.
+HUSH = 1.6
 
 #: Seconds between two looks whether the process of an adrift monitor is deserted.
 ADRIFT = 1.0
@@ -184,6 +185,9 @@ class Monitor:
         me = threading.current_thread()
         try:
             self._hush(me)
+            if is_uwsgi_master():
+                self._doze()
+                return
             wait, ears = 0.0, list[int]()
             while not self._is_over():
                 message = self.inbox.get(wait, ears)
@@ -203,6 +207,14 @@ class Monitor:
         until = time.monotonic() + (HUSH if is_uwsgi_master() else 0)
         while self._thread is me and (wait := until - time.monotonic()) > 0:
             self.inbox.rest(wait)
+
+    def _doze(self) -> None:
+        """All pools go dormant, and with them this thread: a master uses none, and forks."""
+        for state in goodbye.guests():
+            try:
+                inherit.doze(state)
+            except Exception:
+                logger.exception("pool %r could not go dormant", state.name)
 
     def _is_over(self) -> bool:
         """Whether there is nothing to look after any more; from then on this thread is none."""

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from nimue import NimueConnectionPool, NimuePoolTimeout, opener
+from nimue import NimueConnectionPool, NimuePoolTimeout, monitor, opener
 from nimue.callback import healthcheck_callback_std
 from nimue.sweep import sweep
 from tests import fakes
@@ -463,3 +463,17 @@ class TestLeaks:
                 with closing(take(pool)):
                     round_at(pool, time.monotonic() + 61)
             assert len([r for r in caplog.records if "has been out" in r.getMessage()]) == 2
+
+
+def test_in_a_master_of_uwsgi_it_lets_go_of_what_is_idle_and_ends(
+    server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such a master forks in C at any time, and each of this thread's turns is a danger to that."""
+    monkeypatch.setattr(monitor, "is_uwsgi_master", lambda: True)
+    monkeypatch.setattr(monitor, "HUSH", 0.05)
+    with make(server, poolmin=2) as pool:
+        pool.getconnection().close()
+        until(lambda: not server.open and not monitors())
+        pool.getconnection().close()  # and whoever needs it has it again
+        assert server.open
+        until(lambda: not server.open and not monitors())

@@ -103,7 +103,7 @@ class Record:
 
     @property
     def good(self) -> bool:
-        return all(check.right for check in self.checks)
+        return bool(self.checks) and all(check.right for check in self.checks)
 
     @property
     def name(self) -> str:
