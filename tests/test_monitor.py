@@ -469,6 +469,7 @@ def test_in_a_master_of_uwsgi_it_lets_go_of_what_is_idle_and_ends(
     server: FakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Such a master forks in C at any time, and each of this thread's turns is a danger to that."""
+    until(lambda: not monitors())  # what is left of another test's
     monkeypatch.setattr(monitor, "is_uwsgi_master", lambda: True)
     monkeypatch.setattr(monitor, "HUSH", 0.05)
     with make(server, poolmin=2) as pool:
