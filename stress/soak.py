@@ -16,15 +16,19 @@ PAUSE = 0.1
 def main(argv: Sequence[str] | None = None) -> int:
     """Try for so many minutes; 0 only if nothing was lost and nothing has grown."""
     given = list(sys.argv[1:] if argv is None else argv)
+    # Not argparse's to find: of the options that it does not know, it takes the values for this.
+    name = given.pop(0) if given and not given[0].startswith("-") else "prefork"
     parser = argparse.ArgumentParser(
-        prog="python -m stress soak",
-        description="One scenario for a long time; and all that python -m stress <it> can be told.",
+        prog="python -m stress soak [scenario]",
+        description="One scenario, prefork by default, for a long time, with every fault once a"
+        " second; and all that python -m stress <scenario> can be told.",
+        allow_abbrev=False,
     )
-    add = parser.add_argument
-    add("scenario", nargs="?", choices=SCENARIOS, default="prefork", help="default: prefork")
-    add("--minutes", type=options.above_zero, default=60.0, help="default 60")
+    parser.add_argument("--minutes", type=options.above_zero, default=60.0, help="default 60")
     told, rest = parser.parse_known_args(given)
+    if name not in SCENARIOS:
+        parser.error(f"no scenario {name!r}; there is {', '.join(SCENARIOS)}")
     wanted = ["--seconds", f"{told.minutes * 60:g}", "--pause", f"{PAUSE:g}"]
     if not any(word.startswith("--fault") for word in rest):
         wanted += ["--fault", "all=1"]
-    return run.run(options.order(told.scenario, [*wanted, *rest]))
+    return run.run(options.order(name, [*wanted, *rest]))
