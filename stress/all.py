@@ -64,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog="python -m stress all", description=__doc__)
     add = made.add_argument
     add("--quick", action="store_true", help="a few seconds each: under ten minutes in all")
-    add("--seconds", type=options.above_zero, help="of each trial; default 20, --quick: 4")
+    add("--seconds", type=options.above_zero, help="of each trial; default 20, --quick: 3")
     add("--only", action="append", metavar="SCENARIO", help="this one; may be repeated")
     add("--seed", type=int, help="of all chance; printed, random by default")
     add("--report", type=Path, metavar="DIR", help="write a page with plots there")
@@ -74,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _orders(told: argparse.Namespace) -> list[Order]:
     """Those that can be done; the others are named, with the cure."""
-    seconds = told.seconds or (4.0 if told.quick else 20.0)
+    seconds = told.seconds or (3.0 if told.quick else 20.0)
     seed = [] if told.seed is None else ["--seed", str(told.seed)]
     found = []
     for name, faults, more in TRIALS:

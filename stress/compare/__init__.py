@@ -17,7 +17,7 @@ from __future__ import annotations
 import sys
 
 NEEDED = ("psycopg2", "psutil")
-INSTALL = "pip install -e '.[bench,demo]'"
+INSTALL = "pip install -e '.[stress]'"
 
 
 def main(argv: list[str]) -> int:
