@@ -124,7 +124,8 @@ class Celery(Scenario):
         if self._callers is not None:
             self._callers.finish(0.0)
         for process in self._leaders:
-            self._family.adopt_session(process.pid)
+            if process.returncode is None:  # else its number may be another's session by now
+                self._family.adopt_session(process.pid)
         self._family.signal(signal.SIGKILL)
         for process in self._leaders:
             put_down(process)

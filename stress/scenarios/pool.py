@@ -120,7 +120,8 @@ class Pools(Scenario):
     def close(self) -> None:
         if self._parent is None:
             return
-        self._family.adopt_session(self._parent.pid)
+        if self._parent.returncode is None:  # else its number may be another's session by now
+            self._family.adopt_session(self._parent.pid)
         self._family.signal(signal.SIGKILL)
         put_down(self._parent)
 
