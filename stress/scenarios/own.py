@@ -40,6 +40,8 @@ class Own(Scenario):
         self._family = Family()
         self._log = open(self.log, "ab")  # noqa: SIM115
         self._is_over = False
+        #: Ends by a signal that was no fault. Without a server, one may end with a status above 0.
+        self._wrong: list[str] = []
 
     @property
     def interpreters(self) -> int:
@@ -81,15 +83,20 @@ class Own(Scenario):
             status = process.poll()
             if status is not None and not self._is_over:
                 self._crew.remove(process)
-                if status != -signal.SIGKILL:
-                    self.happened("ended", f"process {process.pid} ended with status {status}")
+                self._note_end(process.pid, status)
                 self._begin()
+
+    def _note_end(self, pid: int, status: int) -> None:
+        if status != -signal.SIGKILL:
+            told = f"process {pid} ended with status {status}"
+            self.happened("ended", told)
+            self._wrong += [told] if status < 0 else []
 
     def finish(self, bound: float) -> list[str]:
         self._is_over = True
         (self.folder / "over").touch()
         deadline = time.monotonic() + bound
-        wrong = []
+        wrong = list(self._wrong)
         for process in self._crew:
             try:
                 status = process.wait(max(0.1, deadline - time.monotonic()))
@@ -103,7 +110,8 @@ class Own(Scenario):
     def close(self) -> None:
         self._is_over = True
         for process in self._crew:
-            self._family.adopt_session(process.pid)
+            if process.returncode is None:  # else its number may be another's session by now
+                self._family.adopt_session(process.pid)
         self._family.signal(signal.SIGKILL)
         for process in self._crew:
             put_down(process)
