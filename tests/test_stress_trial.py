@@ -167,6 +167,12 @@ class TestVerdict:
         evidence.diaries.read()
         assert self.wrong(evidence) == ["what must never be", "hung workers"]
 
+    def test_a_descriptor_that_a_worker_keeps(self, tmp_path) -> None:
+        evidence = seen(tmp_path)
+        (tmp_path / "w7").write_text(lines(["up", 1, 7, 2, 10], ["out", 9, 7, 2, 11]))
+        evidence.diaries.read()
+        assert self.wrong(evidence) == ["more at a worker's end"]
+
 
 class TestGrowth:
     @staticmethod

@@ -200,6 +200,7 @@ def _remains(seen: Evidence) -> list[Check]:
     checks += [
         count("processes left", len(seen.left), 0),
         count("descriptors left", seen.descriptors, 0),
+        count("  more at a worker's end", max([0, *seen.diaries.grown]), 0),
         count("troubles of the run", len(seen.troubles), 0),
     ]
     for kind, rate in seen.rates.items():
