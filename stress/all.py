@@ -6,7 +6,6 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 from nimue.cli import extra
 from nimue.cli.demo_verdict import DemoFailed
@@ -72,8 +71,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--seconds", type=options.above_zero, help="of each trial; default 20, --quick: 4")
     add("--only", action="append", choices=SCENARIOS, help="this one; may be repeated")
     add("--seed", type=int, help="of all chance; printed, random by default")
-    add("--report", type=Path, metavar="DIR", help="write a page with plots there")
-    add("--json", type=Path, metavar="FILE", help="write the figures there")
+    add("--report", type=options.folder, metavar="DIR", help="write a page with plots there")
+    add("--json", type=options.file, metavar="FILE", help="write the figures there")
     return made
 
 

@@ -244,11 +244,24 @@ class TestOptions:
             (["--fault", "cut", "--driver", "sqlite3"], "cut makes no sense here"),
             (["--dsn", "dbname=x", "--driver", "pymysql"], "is for PostgreSQL, not for pymysql"),
             (["--threads", "0"], "--threads: '0': a whole number from 1 to 500"),
+            (["--threads", "1", "--fault", "interrupt"], "interrupt makes no sense here"),
+            (["--json", "/nowhere/x"], "--json: '/nowhere/x': no file that can be written"),
+            (["--report", "/dev/null/x"], "/dev/null is no folder that can be written to"),
         ],
     )
     def test_what_cannot_be_is_refused_before_anything_starts(self, told, says, capsys) -> None:
+        self.refused("prefork", told, says, capsys)
+
+    @pytest.mark.parametrize(
+        ("name", "option"), [("forks", "--processes"), ("pool", "--threads")]
+    )
+    def test_an_option_that_would_do_nothing_is_none(self, name, option, capsys) -> None:
+        self.refused(name, [option, "3"], f"unrecognized arguments: {option} 3", capsys)
+
+    @staticmethod
+    def refused(name: str, told, says: str, capsys) -> None:
         with pytest.raises(SystemExit) as caught:
-            options.order("prefork", told)
+            options.order(name, told)
         assert caught.value.code == 2
         assert says in capsys.readouterr().err
 

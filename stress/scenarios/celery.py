@@ -41,6 +41,7 @@ class Celery(Scenario):
         "renewed": "each child replaced after a few tasks",
     }
     needs = ("celery",)
+    fixed: Mapping[str, int] = {"threads": 1}
     # Children ask in their main thread, where Celery's own code is above.
     without = frozenset({"interrupt"})
 

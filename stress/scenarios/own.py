@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -124,6 +124,7 @@ class Threads(Own):
 
     name = "threads"
     summary = "one process, all threads in it"
+    fixed: Mapping[str, int] = {"processes": 1}
 
     def __init__(self, brief: Brief, processes: int, *args: Any) -> None:
         super().__init__(brief, 1, *args)

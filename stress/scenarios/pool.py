@@ -29,6 +29,7 @@ class Pools(Scenario):
     name = "pool"
     summary = "tasks for a multiprocessing.Pool, or for a ProcessPoolExecutor"
     variants: Mapping[str, str] = {name: way.what for name, way in WAYS.items()}
+    fixed: Mapping[str, int] = {"threads": 1}
     # Workers ask in their main thread, where the code of the Pool is above.
     without = frozenset({"interrupt"})
 

@@ -300,7 +300,8 @@ def versions(site: Site) -> dict[str, str]:
 def settings(plan: Plan) -> dict[str, Any]:
     """As the command line would say it."""
     named = ("dialect", "processes", "threads", "poolmax", "totalmax", "timeout", "hold", "pause")
-    told = {name: getattr(plan, name) for name in named}
+    fixed = scenario(plan.scenario).fixed
+    told = {name: getattr(plan, name) for name in named if name not in fixed}
     return told | {"fault": [f"{kind}={rate:g}" for kind, rate in plan.rates.items()]} | {
         "load": f"{os.getloadavg()[0]:.1f} on {os.cpu_count() or 1} processors"
     }
