@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 from nimue.cli import extra
 from nimue.cli.demo_verdict import DemoFailed
@@ -15,9 +13,13 @@ from stress import options, run
 from stress.ground import perform
 from stress.options import Order
 from stress.report import figures, page
+from stress.scenarios import SCENARIOS
+from stress.servers import program
 from stress.trial.record import Record
 from stress.trial.site import Site
 
+#: An exit status from here on tells of a signal.
+STOPPED = 128
 #: Per second, of what befalls processes that drive themselves; and those that a server looks after.
 OWN = [
     *("kill", "stop=0.5", "fork", "crossed", "leak", "interrupt", "clock=0.5"),
@@ -52,12 +54,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     for server in dict.fromkeys(order.server for order in orders):
         status = _try([order for order in orders if order.server == server], records, left)
         failed = failed or status
+        if status >= STOPPED:
+            break
     if told.json is not None:
         figures.save(records, told.json)
-    if told.report is not None:
+    if told.report is not None and records:
         print(f"the report: {page.write(records, told.report)}")
     _conclude(records, left, time.monotonic() - began)
-    return failed or int(bool(left) or not all(record.good for record in records))
+    return failed or int(bool(left) or not records or not all(one.good for one in records))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -65,10 +69,10 @@ def _parser() -> argparse.ArgumentParser:
     add = made.add_argument
     add("--quick", action="store_true", help="a few seconds each: under ten minutes in all")
     add("--seconds", type=options.above_zero, help="of each trial; default 20, --quick: 3")
-    add("--only", action="append", metavar="SCENARIO", help="this one; may be repeated")
+    add("--only", action="append", choices=SCENARIOS, help="this one; may be repeated")
     add("--seed", type=int, help="of all chance; printed, random by default")
-    add("--report", type=Path, metavar="DIR", help="write a page with plots there")
-    add("--json", type=Path, metavar="FILE", help="write the figures there")
+    add("--report", type=options.folder, metavar="DIR", help="write a page with plots there")
+    add("--json", type=options.file, metavar="FILE", help="write the figures there")
     return made
 
 
@@ -94,7 +98,7 @@ def _lacking(more: Sequence[str]) -> str:
         if driver in more:
             if extra.missing([module]):
                 return f"{module} is not installed"
-            if not shutil.which("mariadbd") and not Path("/usr/sbin/mariadbd").exists():
+            if not program("mariadbd"):
                 return "mariadbd is not installed"
     return ""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -59,8 +60,11 @@ def parser(name: str) -> argparse.ArgumentParser:
     add("--seconds", type=above_zero, default=10.0, help="of each trial, with faults; default 10")
     add("--fault", action="append", default=[], metavar="KIND[=RATE]",
         help="so many a second; 1 without a rate; may be repeated; all=1: every one")  # fmt: skip
-    add("--processes", type=_whole, default=4, help="workers; default 4")
-    add("--threads", type=_whole, default=4, help="of each; default 4")
+    if "processes" not in kind.fixed:
+        add("--processes", type=_whole, default=4, help="workers; default 4")
+    if "threads" not in kind.fixed:
+        add("--threads", type=_whole, default=4, help="of each; default 4")
+    made.set_defaults(**kind.fixed)
     add("--poolmax", type=_whole, default=4, help="connections of a process; default 4")
     add("--totalmax", type=_whole_or_none, default=6, help="of all; default 6; none: no limit")
     add("--timeout", type=above_zero, default=10.0, help="of getconnection, seconds; default 10")
@@ -69,8 +73,8 @@ def parser(name: str) -> argparse.ArgumentParser:
     add("--driver", choices=DIALECTS, default="psycopg2", help="default: psycopg2")
     add("--dsn", help="of a PostgreSQL of your own, for tests: tables are made in it")
     add("--seed", type=int, help="of all chance; printed, random by default")
-    add("--report", type=Path, metavar="DIR", help="write a page with plots there")
-    add("--json", type=Path, metavar="FILE", help="write the figures there")
+    add("--report", type=folder, metavar="DIR", help="write a page with plots there")
+    add("--json", type=file, metavar="FILE", help="write the figures there")
     return made
 
 
@@ -84,6 +88,8 @@ def order(name: str, argv: Sequence[str]) -> Order:
         made.error(f"argument --dsn: {options.dsn!r} is for PostgreSQL, not for {options.driver}")
     possible = FILE if dialect.server == "sqlite" else GIVEN if options.dsn else EMBEDDED
     possible -= kind.without
+    if options.threads < 2:  # one thread interrupts another
+        possible -= {"interrupt"}
     try:
         rates = faults.parse(options.fault, possible)
     except argparse.ArgumentTypeError as error:
@@ -148,6 +154,23 @@ def above_zero(text: str) -> float:
     if not 0 < value < 1e6:
         raise argparse.ArgumentTypeError(f"{text!r}: a number above 0, below a million")
     return value
+
+
+def folder(text: str) -> Path:
+    """For argparse: one that is there, or can be made."""
+    path = Path(text)
+    there = next(one for one in (path, *path.absolute().parents) if one.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise argparse.ArgumentTypeError(f"{text!r}: {there} is no folder that can be written to")
+    return path
+
+
+def file(text: str) -> Path:
+    """For argparse: one that can be written, in a folder that is there."""
+    path = Path(text)
+    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise argparse.ArgumentTypeError(f"{text!r}: no file that can be written")
+    return path
 
 
 def _from_zero(text: str) -> float:

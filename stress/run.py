@@ -5,7 +5,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from nimue.cli.demo_verdict import DemoFailed
 from nimue.cli.interrupt import Interrupts
+from stress.databases import ServerAway
 from stress.ground import perform
 from stress.options import Order, order
 from stress.trial.course import Course, Plan
@@ -35,11 +37,14 @@ def run(wanted: Order) -> int:
 
 
 def attempt(plan: Plan, site: Site) -> Record:
-    """One trial, shown while it runs, and its verdict."""
+    """One trial, shown while it runs, and its verdict. Raises: DemoFailed if it cannot go on."""
     from stress.report.live import Live
 
-    with Live(plan) as live:
-        record = Course(plan, site, live.show).run()
+    try:
+        with Live(plan) as live:
+            record = Course(plan, site, live.show).run()
+    except ServerAway as error:
+        raise DemoFailed(f"the server is away, and does not come back: {error}") from error
     live.verdict(record)
     return record
 

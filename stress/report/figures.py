@@ -22,8 +22,8 @@ Number = float | int | None
 def figures(record: Record) -> dict[str, Number]:
     """All of it in numbers; seconds where a name ends in ``_s``, None where nothing was seen.
 
-    A latency is that of an answered question, from asking to its answer; a wait is that of
-    whoever got a connection.
+    A latency is that of an answered question, from asking to its answer; a wait ends with a
+    connection, or without.
     """
     questions = record.questions
     outcomes = Counter(question.outcome for question in questions)

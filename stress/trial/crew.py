@@ -77,9 +77,11 @@ class Parent:
                 self._note_end(pid, os.waitstatus_to_exitcode(status))
 
     def _note_end(self, pid: int, status: int) -> None:
-        """A worker that was put down by its own alarm had hung."""
+        """A worker that was put down by its own alarm had hung. No fault sends but SIGKILL."""
         if status == -signal.SIGALRM:
             self._desk.diary.note("hung", now(), pid, "a worker hung, and was put down")
+        elif status < 0 and status != -signal.SIGKILL:
+            self._desk.note_wrong(f"worker {pid} ended by signal {-status}")
 
     def _end(self) -> None:
         deadline = time.monotonic() + self._desk.brief.timeout + END
