@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from nimue.cli.demo_verdict import Check
-from stress.report import bins, words
+from stress.report import bins, svg, words
 from stress.report.figures import figures, save
 from stress.report.live import Live, verdict
 from stress.report.marks import marks
@@ -207,7 +207,17 @@ def test_the_page_needs_nothing_from_outside(page: Path) -> None:
     ids = re.findall(r' id="([^"]+)"', text)
     assert len(ids) == len(set(ids))  # else one drawing would be clipped by another's frame
     assert set(re.findall(r"url\(#([^)]+)\)", text)) <= set(ids)
-    assert len(text) < 2_000_000
+    assert len(text) < 400_000
+
+
+def test_a_drawing_made_small_shows_the_same() -> None:
+    look = 'style="fill: none; stroke: var(--ink)"'
+    drawn = "".join(f'<g>\n<path d="{d}" {look}/>\n</g>\n' for d in (
+        "M 1.0 2.04 \nL 1.0 5 \nL 1.0 9.0 \nL 4 9 \nL 2 9 \nL 3 9 \n", "M 0 0 \nL 7 0 \n"))
+    shown, rules = svg.named(svg.small(f'<svg version="1.1">\n{drawn}</svg>'))
+    # What turns back is kept; of a straight way the ends are.
+    assert shown == '<svg>\n<path d="M1 2 1 9 4 9 2 9 3 9M0 0 7 0" class="l0"/>\n</svg>'
+    assert rules == ".l0{fill:none;stroke:var(--ink)}\n"
 
 
 def test_without_a_trial_there_is_no_page(tmp_path: Path) -> None:
