@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nimue.cli import extra
+from stress import places
 from stress.scenarios import scenario
 from stress.trial import faults, tickets
 from stress.trial.course import Plan
@@ -44,7 +45,8 @@ class Order:
 def parser(name: str) -> argparse.ArgumentParser:
     """For one scenario."""
     kind = scenario(name)
-    listed = [f"  {variant:<14} {told}" for variant, told in kind.variants.items() if variant]
+    width = max(map(len, kind.variants))
+    listed = [f"  {variant:<{width}} {told}" for variant, told in kind.variants.items() if variant]
     told = "\n".join(f"  {fault:<10} {what}" for fault, what in faults.KINDS.items())
     made = argparse.ArgumentParser(
         prog=f"python -m stress {name}",
@@ -69,8 +71,8 @@ def parser(name: str) -> argparse.ArgumentParser:
     add("--driver", choices=DIALECTS, default="psycopg2", help="default: psycopg2")
     add("--dsn", help="of a PostgreSQL of your own, for tests: tables are made in it")
     add("--seed", type=int, help="of all chance; printed, random by default")
-    add("--report", type=Path, metavar="DIR", help="write a page with plots there")
-    add("--json", type=Path, metavar="FILE", help="write the figures there")
+    add("--report", type=places.folder, metavar="DIR", help="write a page with plots there")
+    add("--json", type=places.file, metavar="FILE", help="write the figures there")
     return made
 
 

@@ -248,7 +248,7 @@ def five() -> Record:
 def test_figures_are_those_counted_by_hand() -> None:
     assert figures(five()) == {
         "seconds": 10.0, "questions": 5, "answered": 3, "refused": 1, "unknown": 1,
-        "never_ended": 1, "wrong": 1, "answered_per_second": 0.3,
+        "never_ended": 1, "wrong": 1, "answered_per_second": 3 / 9,
         "latency_p50_s": 0.5, "latency_p99_s": 2.0, "latency_longest_s": 2.0,
         "wait_p50_s": 0.1, "wait_p99_s": 1.5, "wait_longest_s": 1.5,
         "processes": 3, "looks": 3, "limit": 6, "sessions_most": 5, "sessions_lasting": 4,
@@ -351,7 +351,7 @@ def course(elapsed: float, questions: list[Question]) -> Any:
         mischief=SimpleNamespace(done=[Happening(1.0, "kill", "8"), Happening(3.0, "kill", "9")]),
         befallen=[],
         scenario=SimpleNamespace(workers=lambda: [1, 3]),
-        sessions=SimpleNamespace(now={1: 2, 2: 1}, census=SimpleNamespace(most=4)),
+        sessions=SimpleNamespace(now={1: 2, 2: 1}, census=SimpleNamespace(lasting=4)),
     )
 
 
