@@ -23,8 +23,7 @@ def figures(record: Record) -> dict[str, Number]:
     """All of it in numbers; seconds where a name ends in ``_s``, None where nothing was seen.
 
     A latency is that of an answered question, from asking to its answer; a wait is that of
-    whoever got a connection. ``answered_per_second``: from the first question to the last end,
-    since questions go on in the calm after the faults.
+    whoever got a connection.
     """
     questions = record.questions
     outcomes = Counter(question.outcome for question in questions)
@@ -58,7 +57,7 @@ def figures(record: Record) -> dict[str, Number]:
 
 
 def _asking(record: Record) -> float:
-    """Seconds from the first question to the last that came to an end."""
+    """Seconds from the first question to the last end: they go on in the calm after the faults."""
     ends = [one.ended for one in record.questions if one.ended is not None]
     return max(ends) - min(one.began for one in record.questions) if ends else 0.0
 
