@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from nimue.cli import extra
 from nimue.cli.demo_verdict import DemoFailed
-from stress import options, run
+from stress import options, places, run
 from stress.ground import perform
 from stress.options import Order
 from stress.report import figures, page
@@ -71,8 +71,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--seconds", type=options.above_zero, help="of each trial; default 20, --quick: 3")
     add("--only", action="append", choices=SCENARIOS, help="this one; may be repeated")
     add("--seed", type=int, help="of all chance; printed, random by default")
-    add("--report", type=options.folder, metavar="DIR", help="write a page with plots there")
-    add("--json", type=options.file, metavar="FILE", help="write the figures there")
+    add("--report", type=places.folder, metavar="DIR", help="write a page with plots there")
+    add("--json", type=places.file, metavar="FILE", help="write the figures there")
     return made
 
 

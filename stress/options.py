@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import os
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from nimue.cli import extra
+from stress import places
 from stress.scenarios import scenario
 from stress.trial import faults, tickets
 from stress.trial.course import Plan
@@ -45,7 +45,8 @@ class Order:
 def parser(name: str) -> argparse.ArgumentParser:
     """For one scenario."""
     kind = scenario(name)
-    listed = [f"  {variant:<14} {told}" for variant, told in kind.variants.items() if variant]
+    width = max(map(len, kind.variants))
+    listed = [f"  {variant:<{width}} {told}" for variant, told in kind.variants.items() if variant]
     told = "\n".join(f"  {fault:<10} {what}" for fault, what in faults.KINDS.items())
     made = argparse.ArgumentParser(
         prog=f"python -m stress {name}",
@@ -73,8 +74,8 @@ def parser(name: str) -> argparse.ArgumentParser:
     add("--driver", choices=DIALECTS, default="psycopg2", help="default: psycopg2")
     add("--dsn", help="of a PostgreSQL of your own, for tests: tables are made in it")
     add("--seed", type=int, help="of all chance; printed, random by default")
-    add("--report", type=folder, metavar="DIR", help="write a page with plots there")
-    add("--json", type=file, metavar="FILE", help="write the figures there")
+    add("--report", type=places.folder, metavar="DIR", help="write a page with plots there")
+    add("--json", type=places.file, metavar="FILE", help="write the figures there")
     return made
 
 
@@ -154,23 +155,6 @@ def above_zero(text: str) -> float:
     if not 0 < value < 1e6:
         raise argparse.ArgumentTypeError(f"{text!r}: a number above 0, below a million")
     return value
-
-
-def folder(text: str) -> Path:
-    """For argparse: one that is there, or can be made."""
-    path = Path(text)
-    there = next(one for one in (path, *path.absolute().parents) if one.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        raise argparse.ArgumentTypeError(f"{text!r}: {there} is no folder that can be written to")
-    return path
-
-
-def file(text: str) -> Path:
-    """For argparse: one that can be written, in a folder that is there."""
-    path = Path(text)
-    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise argparse.ArgumentTypeError(f"{text!r}: no file that can be written")
-    return path
 
 
 def _from_zero(text: str) -> float:

@@ -239,6 +239,8 @@ class TestOptions:
         ("told", "says"),
         [
             (["--seconds", "0"], "--seconds: '0': a number above 0"),
+            (["--json", "/no/such/file"], "--json: '/no/such/file': there is no such folder"),
+            (["--report", __file__], "is no folder"),
             (["--fault", "quake"], "no fault 'quake'; there is all, kill, stop"),
             (["--fault", "restart", "--dsn", "dbname=x"], "restart makes no sense here"),
             (["--fault", "cut", "--driver", "sqlite3"], "cut makes no sense here"),

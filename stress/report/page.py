@@ -12,6 +12,7 @@ from stress.report.charts import Chart, charts
 from stress.report.figures import Number
 from stress.report.flow import FAILED
 from stress.report.seen import Seen
+from stress.report.svg import named
 from stress.trial.record import Record
 
 STYLE = Path(__file__).with_name("page.css")
@@ -39,19 +40,20 @@ def write(records: Sequence[Record], folder: Path, command: str = "") -> Path:
     if not records:
         raise ValueError("records is empty: at least one trial is needed for a page")
     trials = [Seen(record, f"t{number}") for number, record in enumerate(records)]
-    parts = [_head(records), "<main>", *_top(records, command)]
+    parts = ["<main>", *_top(records, command)]
     if len(trials) > 1:
         parts += _overview(trials)
     for seen in trials:
         parts += _trial(seen)
-    text = "\n".join([*parts, "</main>", "</body>", "</html>", ""])
+    body, rules = named("\n".join([*parts, "</main>"]))
+    text = "\n".join([_head(records, rules), body, "</body>", "</html>", ""])
     folder.mkdir(parents=True, exist_ok=True)
     page = folder / "index.html"
     page.write_text(text, encoding="utf-8", errors="backslashreplace")
     return page
 
 
-def _head(records: Sequence[Record]) -> str:
+def _head(records: Sequence[Record], rules: str) -> str:
     title = escape(f"{records[0].contender} under stress: {words.listed(_names(records))}")
     safe = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
     return (
@@ -59,7 +61,7 @@ def _head(records: Sequence[Record]) -> str:
         f'<meta http-equiv="Content-Security-Policy" content="{safe}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="color-scheme" content="light dark">\n<link rel="icon" href="data:,">\n'
-        f"<title>{title}</title>\n<style>\n{STYLE.read_text(encoding='utf-8')}</style>\n"
+        f"<title>{title}</title>\n<style>\n{STYLE.read_text(encoding='utf-8')}{rules}</style>\n"
         "</head>\n<body>"
     )
 

@@ -116,6 +116,7 @@ class Course:
             hold=plan.hold,
             pause=plan.pause,
             limits=str(self.limits),
+            extra={"cleanup_interval": 1},  # what is swept in a minute is to be seen in seconds
         )
         return scenario(plan.scenario)(brief, plan.processes, plan.variant, self._befell)
 

@@ -1,7 +1,9 @@
-"""nimue's peers on a real server, each set up as its own documentation shows it for a web server.
+"""nimue's peers on a real server, each set up as its own documentation shows it for threads.
 
-All are made before the fork, open at most ``poolmax`` connections in a process, and wait up to
-``timeout`` seconds for one where they can. Where they ask for a choice, their default is taken.
+All are made before the fork, which not all of them are meant for: where the documentation says how
+a pool is shared with children, that is tried beside it. They open at most ``poolmax`` connections
+in a process, and wait up to ``timeout`` seconds for one where they can. Where they ask for a
+choice, their default is taken, as it is for nimue.
 """
 
 from __future__ import annotations
@@ -133,8 +135,14 @@ class Psycopg2Pool(Pool):
         # Its own takes fixed arguments only, and the session's name tells the process.
         kind = type("Pool", (module.ThreadedConnectionPool,), {"_connect": opened})
         self.pool: Any = kind(brief.poolmin, brief.poolmax)
+        self._most = brief.poolmax
         self._room = threading.Semaphore(brief.poolmax)
         self._timeout = brief.timeout
+
+    def enter_child(self) -> None:
+        # The semaphore is ours, and so would be the blame for what it inherits: a new one, with as
+        # much room as the pool itself sees.
+        self._room = threading.Semaphore(self._most - len(self.pool._used))
 
     def acquire(self) -> Any:
         if not self._room.acquire(timeout=self._timeout):

@@ -46,7 +46,6 @@ class Nimue(Pool):
             totalmax=brief.totalmax,
             name=brief.mark if brief.totalmax is not None else None,
             timeout=brief.timeout,
-            cleanup_interval=1,
             **brief.extra,
         )
 

@@ -109,10 +109,7 @@ def judge(seen: Evidence) -> tuple[list[Check], list[str]]:
         *_remains(seen),
     ]
     diaries = seen.diaries
-    notes = [*diaries.wrong[:10], *diaries.hung[:10], *seen.left[:10], *seen.troubles[:10]]
-    failed = Counter(_kind(question.error) for question in diaries.questions if question.error)
-    notes += [f"{times:,} x {kind}" for kind, times in failed.most_common(6)]
-    return checks, notes
+    return checks, [*diaries.wrong[:10], *diaries.hung[:10], *seen.left[:10], *seen.troubles[:10]]
 
 
 def _kind(error: str) -> str:
