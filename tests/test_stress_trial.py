@@ -247,8 +247,8 @@ class TestOptions:
             (["--dsn", "dbname=x", "--driver", "pymysql"], "is for PostgreSQL, not for pymysql"),
             (["--threads", "0"], "--threads: '0': a whole number from 1 to 500"),
             (["--threads", "1", "--fault", "interrupt"], "interrupt makes no sense here"),
-            (["--json", "/nowhere/x"], "--json: '/nowhere/x': no file that can be written"),
-            (["--report", "/dev/null/x"], "/dev/null is no folder that can be written to"),
+            (["--json", "/nowhere/x"], "--json: '/nowhere/x': there is no such folder"),
+            (["--report", "/dev/null/x"], "/dev/null is no folder"),
         ],
     )
     def test_what_cannot_be_is_refused_before_anything_starts(self, told, says, capsys) -> None:
