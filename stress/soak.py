@@ -20,8 +20,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     name = given.pop(0) if given and not given[0].startswith("-") else "prefork"
     parser = argparse.ArgumentParser(
         prog="python -m stress soak [scenario]",
-        description="One scenario, prefork by default, for a long time, with every fault once a"
-        " second; and all that python -m stress <scenario> can be told.",
+        description="One scenario, prefork by default, each of its variants for a long time, with"
+        " every fault once a second; and all that python -m stress <scenario> can be told.",
         allow_abbrev=False,
     )
     parser.add_argument("--minutes", type=options.above_zero, default=60.0, help="default 60")

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import subprocess
 import sys
 from contextlib import closing
 
 import pytest
 
-from stress import options
+from stress import options, orphans
 from stress.diary import Diary
+from stress.processes import gone
 from stress.trial import faults
 from stress.trial.desk import OK, REFUSED, UNKNOWN
 from stress.trial.diaries import Diaries
@@ -19,6 +21,7 @@ from stress.trial.growth import judge_growth
 from stress.trial.record import Health, Question
 from stress.trial.tickets import Tickets
 from stress.trial.verdict import Evidence, Ledger, audit, judge
+from tests.fakes import until
 
 
 def lines(*notes: list) -> str:
@@ -266,6 +269,23 @@ class TestOptions:
             options.order(name, told)
         assert caught.value.code == 2
         assert says in capsys.readouterr().err
+
+
+def test_the_children_of_an_orphan_are_ended_with_it() -> None:
+    known = orphans.children()
+    command = ["sh", "-c", "sleep 60 & echo $!; wait"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
+        child = int(parent.stdout.readline())
+        orphans.end(known)
+    assert gone(child)
+    assert orphans.children() <= known
+
+
+def test_an_orphan_tells_how_it_ended() -> None:
+    known, ends = orphans.children(), []
+    with subprocess.Popen(["sh", "-c", "kill -ALRM $$"]) as child:
+        until(lambda: not orphans.reap(known, lambda *end: ends.append(end)))
+    assert ends == [(child.pid, -signal.SIGALRM)]
 
 
 def test_a_worker_of_a_peer_imports_no_nimue() -> None:

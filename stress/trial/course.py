@@ -283,6 +283,8 @@ class Course:
     def _count_permits(self) -> tuple[int | None, int | None]:
         if self.plan.totalmax is None or self.plan.contender != "nimue":
             return None, None
+        if not any(self.limits.iterdir()):  # one that nobody has used has all of them
+            return 0, None
         return count_permits(self.mark, self.plan.totalmax, self.limits)
 
 
