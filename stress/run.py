@@ -28,10 +28,14 @@ def run(wanted: Order) -> int:
 
     def measure(site: Site) -> list[Record]:
         site.prepare(wanted.server, wanted.dsn, wanted.needs_proxy)
-        return [attempt(plan, site) for plan in wanted.plans]
-
-    def conclude(records: list[Record], left: list[str]) -> int:
-        return close(wanted, records, left)
+        records: list[Record] = []
+        try:
+            for plan in wanted.plans:
+                records.append(attempt(plan, site))  # noqa: PERF401 - what is done is kept
+        finally:
+            if records:
+                write(wanted, records)
+        return records
 
     return perform(make, measure, conclude)
 
@@ -49,14 +53,18 @@ def attempt(plan: Plan, site: Site) -> Record:
     return record
 
 
-def close(wanted: Order, records: Sequence[Record], left: Sequence[str]) -> int:
-    """Write what is to be written; the exit status."""
+def write(wanted: Order, records: Sequence[Record]) -> None:
+    """Write what is to be written of them."""
     from stress.report import figures, page
 
     if wanted.json is not None:
         figures.save(records, wanted.json)
     if wanted.report is not None:
         print(f"the report: {page.write(records, wanted.report)}")
+
+
+def conclude(records: Sequence[Record], left: Sequence[str]) -> int:
+    """The exit status."""
     for name in left:
         print(f"left behind: {name}", file=sys.stderr)
     return 0 if not left and all(record.good for record in records) else 1

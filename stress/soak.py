@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from stress import options, run
-from stress.scenarios import SCENARIOS
+from stress.scenarios import SCENARIOS, scenario
 
 #: Seconds between two questions of a thread: for an hour of them the machine is not kept busy.
 PAUSE = 0.1
@@ -30,5 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"no scenario {name!r}; there is {', '.join(SCENARIOS)}")
     wanted = ["--seconds", f"{told.minutes * 60:g}", "--pause", f"{PAUSE:g}"]
     if not any(word.startswith("--fault") for word in rest):
-        wanted += ["--fault", "all=1"]
+        # Of several processes one is spared; who is alone lives long only if nobody is killed.
+        alone = "processes" in scenario(name).fixed
+        wanted += ["--fault", "all=1", *(["--fault", "kill=0"] if alone else [])]
     return run.run(options.order(name, [*wanted, *rest]))

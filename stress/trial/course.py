@@ -24,7 +24,7 @@ from stress.scenarios.base import Scenario
 from stress.trial import faults
 from stress.trial.brief import Brief
 from stress.trial.diaries import Diaries
-from stress.trial.growth import judge_growth
+from stress.trial.growth import LONG, judge_growth
 from stress.trial.mischief import Mischief
 from stress.trial.oracle import Processes, Sessions
 from stress.trial.record import Happening, Record
@@ -123,7 +123,10 @@ class Course:
     def _make_mischief(self) -> Mischief:
         plan, site = self.plan, self.site
         due = faults.schedule(plan.rates, plan.seconds, plan.seed)
-        return Mischief(due, self.scenario, site.database, site.proxy, plan.seed, self.begun)
+        return Mischief(
+            *(due, self.scenario, site.database, site.proxy, plan.seed, self.begun),
+            spares=plan.seconds >= LONG,
+        )
 
     def _befell(self, kind: str, detail: str) -> None:
         self.befallen.append(Happening(self.elapsed, kind, detail))

@@ -19,6 +19,8 @@ from stress.trial.words import told
 
 #: Seconds in which all workers have to be gone when it is over, beyond the wait for a connection.
 END = 5.0
+#: That one which has to be put down has to show where it stands.
+SHOWN = 1.0
 #: That the parent sleeps between two looks at its children.
 TICK = 0.01
 
@@ -90,6 +92,9 @@ class Parent:
             time.sleep(TICK)
         for pid in self._workers:
             os.kill(pid, signal.SIGALRM)  # it shows where every thread stands, and dies
+        time.sleep(SHOWN)
+        for pid in self._workers:
+            os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
             self._note_end(pid, -signal.SIGALRM)
 

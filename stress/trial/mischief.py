@@ -38,6 +38,7 @@ class Mischief:
         scenario, database, proxy: whom they befall.
         seed: of whom.
         begun: when the trial began, on the monotonic clock; what is told counts from there.
+        spares: one worker of several is never killed, to show what grows in a long life.
     """
 
     def __init__(
@@ -48,11 +49,13 @@ class Mischief:
         proxy: Proxy | None,
         seed: int,
         begun: float,
+        spares: bool = False,
     ) -> None:
         self._due, self._next = due, next(due, None)
         self._scenario, self._database, self._proxy = scenario, database, proxy
         self._dice, self._begun = Random(f"{seed} victims"), begun
         self._started = begun
+        self._spares, self._witness = spares, 0
         self._psutil = extra.load("psutil")
         self._tickets = Tickets(scenario.folder / "tickets")
         #: What has to be undone, and when.
@@ -114,6 +117,9 @@ class Mischief:
 
     def _signal(self, fault: Fault) -> None:
         workers = self._scenario.workers()
+        if fault.kind == "kill" and self._spares and len(workers) > 1:
+            self._witness = self._witness if self._witness in workers else workers[0]
+            workers.remove(self._witness)
         if not workers:
             return
         # By identity: a number that is another's meanwhile is not signalled.
