@@ -220,6 +220,15 @@ def test_a_drawing_made_small_shows_the_same() -> None:
     assert rules == ".l0{fill:none;stroke:var(--ink)}\n"
 
 
+def test_trials_of_several_drivers_are_told_apart(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    other = record(settings={"dialect": "pymysql"}, versions={"MariaDB": "10.11"}, seed=8)
+    text = write([record(), other], tmp_path).read_text()
+    for wanted in ("gunicorn preload, pg8000</a>", "gunicorn preload, pymysql</a>", "10.11", "18.1",
+                   "one for each"):
+        assert wanted in text
+
+
 def test_without_a_trial_there_is_no_page(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="records is empty"):
         write([], tmp_path / "none")

@@ -39,7 +39,7 @@ def write(records: Sequence[Record], folder: Path, command: str = "") -> Path:
     """
     if not records:
         raise ValueError("records is empty: at least one trial is needed for a page")
-    trials = [Seen(record, f"t{number}") for number, record in enumerate(records)]
+    trials = [Seen(record, f"t{n}", _title(record, records)) for n, record in enumerate(records)]
     parts = ["<main>", *_top(records, command)]
     if len(trials) > 1:
         parts += _overview(trials)
@@ -73,6 +73,13 @@ def _state(record: Record) -> str:
     return "good" if record.good else "bad"
 
 
+def _title(record: Record, records: Sequence[Record]) -> str:
+    """What it is called among them: with its driver, if they have several."""
+    driver = record.settings.get("dialect")
+    several = len({one.settings.get("dialect") for one in records}) > 1
+    return f"{record.name}, {driver}" if several and driver else record.name
+
+
 def _names(records: Sequence[Record]) -> list[str]:
     return list(dict.fromkeys(record.scenario for record in records))
 
@@ -89,8 +96,9 @@ def _top(records: Sequence[Record], command: str) -> Iterator[str]:
         yield "<ul>" + "".join(f"<li>{one}</li>" for one in _wrong(records)) + "</ul>"
     if command:
         yield _again(command)
-    told = {**first.versions, "seed": first.seed}
-    yield _pairs("facts", told)
+    told = {what: version for record in records for what, version in record.versions.items()}
+    seeds = {record.seed for record in records}
+    yield _pairs("facts", told | {"seed": first.seed if len(seeds) == 1 else "one for each"})
     yield "</header>"
 
 
@@ -116,10 +124,11 @@ def _count(records: Sequence[Record]) -> int:
 
 def _wrong(records: Sequence[Record]) -> Iterator[str]:
     for number, record in enumerate(records):
+        title = _title(record, records)
         for check in record.checks:
             if not check.right:
                 text = f"{check.what.strip()}: {check.seen}, must be {check.wanted}"
-                yield f'<a href="#t{number}">{escape(record.name)}</a> {escape(text)}'
+                yield f'<a href="#t{number}">{escape(title)}</a> {escape(text)}'
 
 
 def _pairs(name: str, pairs: Mapping[str, Any]) -> str:
@@ -147,7 +156,7 @@ def _overview(trials: Sequence[Seen]) -> Iterator[str]:
     rows = []
     for seen in trials:
         record, known = seen.record, seen.figures
-        name = f'<a href="#{seen.name}">{escape(record.name)}</a>'
+        name = f'<a href="#{seen.name}">{escape(seen.title)}</a>'
         cells = [_count_of(known["answered"]), _count_of(known["answered_per_second"])]
         cells += [_span_of(known["latency_p99_s"]), _span_of(known["wait_longest_s"])]
         cells += [_count_of(known[key]) for key in ("sessions_lasting", "limit", "happenings")]
@@ -183,7 +192,7 @@ def _table(name: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str
 def _trial(seen: Seen) -> Iterator[str]:
     record = seen.record
     yield f'<section class="trial" id="{seen.name}">'
-    yield f'<h2>{escape(record.name)} <small>{_mark(_state(record))}</small></h2>'
+    yield f'<h2>{escape(seen.title)} <small>{_mark(_state(record))}</small></h2>'
     yield _again(words.command(record))
     yield _tiles(seen)
     rows = [

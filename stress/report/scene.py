@@ -64,7 +64,7 @@ class Scene:
         failed = sum(worker.errors for worker in self.workers)
         return (
             f"{self.name}   {self.elapsed:5.1f} s of {self.seconds:g}   {self.per_second:,.0f} /s"
-            f"   {self.sessions}{limit} sessions, at most {self.most}"
+            f"   {self.sessions}{limit} sessions, at most {self.most} lasting"
             f"   {several(failed, 'error')}   {several(sum(self.faults.values()), 'fault')}"
         )
 
