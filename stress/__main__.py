@@ -23,7 +23,7 @@ def main(argv: list[str]) -> int:
         _list()
         return 0
     if sys.platform != "linux":
-        print(f"stress: for Linux only, whose /proc it reads; this is {sys.platform}", file=sys.stderr)
+        print(f"stress: needs the /proc of Linux; this is {sys.platform}", file=sys.stderr)
         return 2
     name, rest = argv[0], argv[1:]
     if name in SCENARIOS:

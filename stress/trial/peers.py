@@ -9,6 +9,7 @@ choice, their default is taken, as it is for nimue.
 from __future__ import annotations
 
 import importlib
+import os
 import threading
 from importlib.metadata import version
 from typing import Any
@@ -161,6 +162,37 @@ class Psycopg2Pool(Pool):
 
     def close(self, timeout: float) -> None:
         self.pool.closeall()
+
+
+class _Anew(Pool):
+    """The same, made anew in each child: one that was made before the fork is left alone there."""
+
+    def __init__(self, brief: Brief, connect: Connect) -> None:
+        super().__init__(brief, connect)
+        self._again = brief, connect
+        self._made_in = os.getpid()
+
+    def enter_child(self) -> None:
+        if self._made_in != os.getpid():
+            # Its connections are the parent's: they are kept from being closed.
+            _PARENTS.append(self.__dict__.copy())
+            self.__init__(*self._again)  # type: ignore[misc]
+
+
+#: What was inherited, and nobody is to finalise.
+_PARENTS: list[dict[str, Any]] = []
+
+
+class PsycopgPoolAnew(_Anew, PsycopgPool):
+    """The same, and another in each child: psycopg's connections are to be made after the fork."""
+
+
+class Psycopg2PoolAnew(_Anew, Psycopg2Pool):
+    """The same, and another in each child: psycopg2's connections are not shared by processes."""
+
+
+class DBUtilsAnew(_Anew, DBUtils):
+    """The same, and another in each child, as its documentation shows it."""
 
 
 class Nimue003(Pool):
