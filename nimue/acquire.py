@@ -67,6 +67,7 @@ def acquire(
             raise inside_error("acquire a connection")
         handle = None
         if seconds == 0 or state.settings.max_waiting == 0:
+            stale = stale or state.idle.take()
             handle, stale = _look_for(state, stale), None
         if handle is None:
             works, stale = state.ask(waiter, stale, waiter.since, seconds != 0, if_free), None
