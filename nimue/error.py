@@ -27,6 +27,10 @@ class NimuePoolTimeout(NimueNoConnectionAvailable, TimeoutError):
     """No connection came within the timeout. A failed ``connect()`` meanwhile is the cause."""
 
 
+class NimueNestedUseError(NimueError, RuntimeError):
+    """A thread asked for the managed connection that it has already."""
+
+
 class NimueSemaphoreError(NimueError):
     """A limit that processes share cannot be had, or not in the way that was asked."""
 
