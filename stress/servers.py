@@ -330,6 +330,7 @@ class MariaDBServer(Server):
             raise DemoFailed("MariaDB is missing: install the package mariadb-server")
         self._run(
             *(program("mariadb-install-db"), "--no-defaults", f"--datadir={self.folder}/data"),
+            f"--tmpdir={self.folder}",  # in /tmp two that run at once take each other's tables
             *("--auth-root-authentication-method=normal", "--skip-test-db", "--skip-name-resolve"),
         )
 
@@ -338,6 +339,7 @@ class MariaDBServer(Server):
             "datadir": self.folder / "data",
             "socket": self.socket,
             "pid-file": self.folder / "pid",
+            "tmpdir": self.folder,
             "bind-address": self.host,
             "port": port,
             "max-connections": 200,

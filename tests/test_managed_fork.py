@@ -123,16 +123,18 @@ def test_an_exception_leaves_the_parents_block_in_the_child(socket_server, manag
 @by_each_fork
 def test_in_use_by_another_thread_while_a_third_waits(socket_server, manager, fork):
     """The child is given neither the turn nor the wait, nor any lock, of its parent's threads."""
-    go_on = threading.Event()
+    used, go_on = threading.Event(), threading.Event()
 
     def uses():
         with manager() as connection:
             connection.cursor().execute("update")
+            used.set()
             assert go_on.wait(20)
             connection.commit()
 
     user = spawn(uses)
-    until(lambda: manager.status is True)
+    until(used.is_set)
+    assert manager.status is True
     behind = spawn(serves, manager)
     until(lambda: manager._pool.poolstats().waiting == 1)
     before = said(socket_server)
