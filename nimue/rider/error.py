@@ -1,0 +1,21 @@
+"""What rider raises of its own. The cause is the driver's exception, where there is one."""
+
+from __future__ import annotations
+
+from nimue.error import NimueError
+
+
+class RiderError(NimueError):
+    """A command of rider could not be carried out; the message is for its user."""
+
+
+class MigrateError(RiderError):
+    """A migration could not be applied; those after it were not tried."""
+
+
+class RollbackError(RiderError):
+    """A migration could not be rolled back; those before it were not tried."""
+
+
+class RiderLocked(RiderError, TimeoutError):
+    """Another process migrated the same database for all the time that was allowed."""
