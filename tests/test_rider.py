@@ -332,7 +332,7 @@ def test_names_of_files_are_made_of_the_words_alone(site: Site) -> None:
     read = ordered(Source("migrations").read(), ())
     assert [one.message for one in read] == ["Zebra", 'add "x"""; ../../etc \\', "a" * 300]
     assert [one.depends for one in read] == [set(), {names[0]}, {names[1]}]
-    with pytest.raises(RiderError, match="must have a letter or a digit, not '../ !'"):
+    with pytest.raises(RiderError, match=r"must have a letter or a digit, not '\.\./ !'"):
         site.rider.create("../ !")
 
 
@@ -402,7 +402,7 @@ def test_a_lock_held_by_another_is_waited_for_no_longer_than_told(site: Site) ->
     from filelock import FileLock
 
     site.write("1-init", INIT)
-    with FileLock(f"{site.file}.rider-lock"), pytest.raises(RiderLocked, match="for 0.05 s"):
+    with FileLock(f"{site.file}.rider-lock"), pytest.raises(RiderLocked, match=r"for 0\.05 s"):
         Rider(site.db, {"lock_timeout": 0.05}).migrate()
     assert site.tables() == []
 

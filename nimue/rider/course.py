@@ -8,6 +8,7 @@ of these lines outlives a rollback says how far a commit has reached.
 
 from __future__ import annotations
 
+import re
 import traceback
 from collections.abc import Callable
 
@@ -15,6 +16,8 @@ from nimue.rider.error import MigrateError, RollbackError
 from nimue.rider.ledger import Ledger
 from nimue.rider.migration import Migration, step
 from nimue.rider.needs import Database
+
+_LONE_PERCENT = re.compile(r"(?<!%)(?:%%)*%(?!%)")
 
 Tell = Callable[[str], object]
 
@@ -71,7 +74,8 @@ class Course:
                 self._record()
         except Exception as error:
             kind = RollbackError if self._back else MigrateError
-            raise kind(f"{self._place(error)}: {_words(error)}{self._aftermath()}") from error
+            told = f"{self._place(error)}: {_words(error)}{self._hint()}"
+            raise kind(f"{told}{self._aftermath()}") from error
 
     def unfinished(self) -> list[int]:
         """The steps that an earlier attempt has begun and that a commit of MySQL's has kept."""
@@ -80,7 +84,7 @@ class Course:
         return [at for at, _ in self._steps if self._marked(at)]
 
     def _take(self, one: step) -> None:
-        deed = one.rollback if self._back else one.migrate
+        deed = self._deed()
         if deed is None:
             self._tell(f"{self._place()}: there is no way back; what it did stays")
         elif not one.ignores(self._back):
@@ -102,6 +106,7 @@ class Course:
         if callable(deed):
             deed(self._db)
         else:
+            # With parameters, though there are none: what Estoult's files mean by "%%" is "%".
             self._db.sql(str(deed), ())
 
     def _record(self) -> None:
@@ -135,9 +140,7 @@ class Course:
         place = f"{self._migration.path}"
         if self._at is not None:
             place += f", step {self._at} of {len(self._steps)}"
-            one = self._migration.steps[self._at - 1]
-            deed = one.rollback if self._back else one.migrate
-            if callable(deed):
+            if callable(deed := self._deed()):
                 place += f" ({described(deed)})"
         lines = [
             frame.lineno
@@ -164,15 +167,21 @@ class Course:
             "\nMySQL commits by itself at each statement that creates, alters or drops, so this "
             f"stays: {whole}"
         )
-        if self._at in kept and self._function_at(self._at):
+        if self._at in kept and callable(self._deed()):
             text += f"; and step {self._at} in part"
         return f"{text}. Undo it by hand, or take it out of the steps, before the next attempt."
 
-    def _function_at(self, at: int | None) -> bool:
-        if at is None:
-            return False
-        one = self._migration.steps[at - 1]
-        return callable(one.rollback if self._back else one.migrate)
+    def _deed(self) -> object:
+        """What the step under way does."""
+        if self._at is None:
+            return None
+        one = self._migration.steps[self._at - 1]
+        return one.rollback if self._back else one.migrate
+
+    def _hint(self) -> str:
+        deed = self._deed()
+        lone = isinstance(deed, str) and _LONE_PERCENT.search(deed)
+        return " (SQL has %% for %)" if lone and self._db.dialect != "sqlite" else ""
 
 
 def _words(error: BaseException) -> str:

@@ -60,15 +60,14 @@ def check_table(parameter: str, name: object) -> str:
     return name
 
 
-def exists_query(dialect: str) -> str:
-    """
+def check_dialect(dialect: str) -> None:
+    """Refuse a kind of server that rider knows nothing of.
+
     Raises:
-        RiderError: it is of a kind that rider does not know.
+        RiderError: names those that it knows.
     """
-    try:
-        return _EXISTS[dialect]
-    except KeyError:
-        raise RiderError(f"dialect must be one of {', '.join(_EXISTS)}, not {dialect!r}") from None
+    if dialect not in _EXISTS:
+        raise RiderError(f"the database must be one of {', '.join(_EXISTS)}, not {dialect!r}")
 
 
 class Ledger:
@@ -81,7 +80,7 @@ class Ledger:
         self._db, self.table, self.log = db, table, log
 
     def exists(self, table: str) -> bool:
-        return bool(self._db.select(exists_query(self._db.dialect), (table,)))
+        return bool(self._db.select(_EXISTS[self._db.dialect], (table,)))
 
     def prepare(self) -> None:
         """Make what is missing. Not a part of any migration: it stays."""

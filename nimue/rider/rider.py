@@ -12,7 +12,7 @@ from nimue.error import NimueInvalidParameterValue
 from nimue.rider.command import add_commands, carry_out
 from nimue.rider.course import Course, check_steps, described
 from nimue.rider.error import RiderError, RollbackError
-from nimue.rider.ledger import Entry, Ledger, check_table, exists_query
+from nimue.rider.ledger import Entry, Ledger, check_dialect, check_table
 from nimue.rider.lock import alone
 from nimue.rider.migration import Migration
 from nimue.rider.needs import Database
@@ -180,8 +180,8 @@ class Rider:
 
     @contextlib.contextmanager
     def _connected(self) -> Iterator[None]:
-        exists_query(self.db.dialect)
         if not self.db.is_closed():
+            check_dialect(self.db.dialect)
             yield
             return
         try:
@@ -190,10 +190,10 @@ class Rider:
             text = f"{type(error).__name__}: {str(error).strip()}"
             raise RiderError(f"the database cannot be reached: {text}") from error
         try:
+            check_dialect(self.db.dialect)
             yield
         finally:
-            if not self.db.is_closed():
-                self.db.close()
+            self.db.close()
 
 
 def _check_index(index: object, count: int) -> None:
