@@ -27,6 +27,10 @@ class NimuePoolTimeout(NimueNoConnectionAvailable, TimeoutError):
     """No connection came within the timeout. A failed ``connect()`` meanwhile is the cause."""
 
 
+class MaxConnectionsExceeded(NimueNoConnectionAvailable, ValueError):
+    """A thread-bound database has lent all its connections, and waited as long as it may."""
+
+
 class NimueSemaphoreError(NimueError):
     """A limit that processes share cannot be had, or not in the way that was asked."""
 

@@ -26,6 +26,7 @@ LAYERS = (
     | {"lost", "monitor", "inherit", "state", "growth", "acquire", "outcome", "sharing", "limit"}
     | {"totalmax"},
     {"pool", "recipe", "totals"},
+    {name for name in TREES if name.startswith("database/")},
     {name for name in TREES if name.startswith("rider/")},
     {"__init__"},
     {name for name in TREES if name.startswith("cli/")} | {"__main__"},

@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 from nimue.rider.error import MigrateError, RollbackError
 from nimue.rider.ledger import Ledger
-from nimue.rider.migration import Migration, step
+from nimue.rider.migration import Deed, Migration, step
 from nimue.rider.needs import Database
 
 _LONE_PERCENT = re.compile(r"(?<!%)(?:%%)*%(?!%)")
@@ -65,6 +65,7 @@ class Course:
             MigrateError, RollbackError: names the file and the step, and tells what stays.
         """
         try:
+            self._clear()
             with self._db.atomic():
                 for at, one in self._steps:
                     self._at = at
@@ -84,7 +85,7 @@ class Course:
         return [at for at, _ in self._steps if self._marked(at)]
 
     def _take(self, one: step) -> None:
-        deed = self._deed()
+        deed = self._deed(self._at)
         if deed is None:
             self._tell(f"{self._place()}: there is no way back; what it did stays")
         elif not one.ignores(self._back):
@@ -95,19 +96,19 @@ class Course:
             except Exception as error:
                 self._tell(f"{self._place(error)}: ignored: {_words(error)}")
 
-    def _apart(self, deed: object) -> None:
+    def _apart(self, deed: Deed) -> None:
         if self._commits_by_itself:  # and forgets its savepoints, but a failure spoils nothing
             self._do(deed)
             return
         with self._db.atomic():
             self._do(deed)
 
-    def _do(self, deed: object) -> None:
+    def _do(self, deed: Deed) -> None:
         if callable(deed):
             deed(self._db)
         else:
             # With parameters, though there are none: what Estoult's files mean by "%%" is "%".
-            self._db.sql(str(deed), ())
+            self._db.sql(deed, ())
 
     def _record(self) -> None:
         name = self._migration.name
@@ -116,15 +117,18 @@ class Course:
         else:
             self._ledger.add(self._migration)
         self._ledger.note(name, self._operation)
+        self._clear()
+
+    def _clear(self) -> None:
+        """Forget which steps have begun: what is said of that shall be of one attempt."""
         if self._commits_by_itself:
-            for at, _ in self._steps:
-                self._ledger.strike(name, self._line(at))
+            self._ledger.strike(self._migration.name, self._line("%"))
 
     @property
     def _operation(self) -> str:
         return "rollback" if self._back else "apply"
 
-    def _line(self, at: int) -> str:
+    def _line(self, at: int | str) -> str:
         return f"{self._operation}: step {at} begun"
 
     def _marked(self, at: int) -> bool:
@@ -132,7 +136,6 @@ class Course:
 
     def _mark(self, at: int) -> None:
         if self._commits_by_itself:
-            self._ledger.strike(self._migration.name, self._line(at))
             self._ledger.note(self._migration.name, self._line(at))
             self._begun.append(at)
 
@@ -140,7 +143,7 @@ class Course:
         place = f"{self._migration.path}"
         if self._at is not None:
             place += f", step {self._at} of {len(self._steps)}"
-            if callable(deed := self._deed()):
+            if callable(deed := self._deed(self._at)):
                 place += f" ({described(deed)})"
         lines = [
             frame.lineno
@@ -160,26 +163,28 @@ class Course:
             return f"\nWhat stays of this migration cannot be told: {_words(error)}"
         if not kept:
             return "\nNothing of this migration stays."
-        # The last line that was kept belongs to the step in which the commit happened.
-        done = [at for at in kept if at != self._at]
-        whole = f"step {', '.join(map(str, done))}" if done else "no step as a whole"
-        text = (
+        # The last line that was kept belongs to the step in which a commit came: all before it
+        # stay. Of itself a function may have done more since; a failed statement has done nothing.
+        last = kept.pop()
+        partly = callable(self._deed(last))
+        if not partly and last != self._at:
+            kept.append(last)
+        stays = [f"step {at}" for at in kept] + [f"step {last} in part"] * partly
+        return (
             "\nMySQL commits by itself at each statement that creates, alters or drops, so this "
-            f"stays: {whole}"
+            f"stays: {', '.join(stays) or 'nothing'}. Undo it by hand, or take it out of the "
+            "steps, before the next attempt."
         )
-        if self._at in kept and callable(self._deed()):
-            text += f"; and step {self._at} in part"
-        return f"{text}. Undo it by hand, or take it out of the steps, before the next attempt."
 
-    def _deed(self) -> object:
-        """What the step under way does."""
-        if self._at is None:
+    def _deed(self, at: int | None) -> Deed | None:
+        """What a step does, this way."""
+        if at is None:
             return None
-        one = self._migration.steps[self._at - 1]
-        return one.rollback if self._back else one.migrate
+        one = self._migration.steps[at - 1]
+        return (one.rollback or None) if self._back else one.migrate
 
     def _hint(self) -> str:
-        deed = self._deed()
+        deed = self._deed(self._at)
         lone = isinstance(deed, str) and _LONE_PERCENT.search(deed)
         return " (SQL has %% for %)" if lone and self._db.dialect != "sqlite" else ""
 

@@ -124,8 +124,8 @@ class Ledger:
         return bool(self._db.select(query, (name, operation)))
 
     def strike(self, name: str, operation: str) -> None:
-        """Take such lines from the log."""
-        query = f"delete from {self.log} where migration = %s and operation = %s"
+        """Take such lines from the log; ``operation`` is a pattern of LIKE."""
+        query = f"delete from {self.log} where migration = %s and operation like %s"
         self._db.sql(query, (name, operation))
 
     def _columns(self, table: str) -> list[str]:
