@@ -16,7 +16,7 @@ import pytest
 
 from nimue.cli import main
 from nimue.database import PooledDatabase
-from nimue.rider import MigrateError, Rider, RiderLocked
+from nimue.rider import MigrateError, Rider, RiderLocked, rider
 from nimue.rider.lock import alone
 from tests.children import Child
 from tests.fakes import until
@@ -172,14 +172,13 @@ def test_documented_migrations_run_unchanged(
     site.steps("1602721237-add-pg-extensions", 'step("select 1")')
     site.write("1602750937-create-table", DOCUMENTED)
     with site.database() as db:
-        rider = Rider(db)
-        rider.parse_args(["migrate"])
-        rider.parse_args(["run", "-q", "select id, name, '%' as sign from contacts"])
-        rider.parse_args(["migrations"])
-        rider.parse_args(["migrations"])
+        mine = Rider(db)
+        mine.parse_args(["migrate"])
+        mine.parse_args(["run", "-q", "select id, name, '%' as sign from contacts"])
+        mine.parse_args(["migrations"])
         told = capsys.readouterr().out
         assert "create table" in told and "sign" in told and f"{time.localtime()[0]}-" in told
-        rider.parse_args(["rollback", "-i", "1"])
+        mine.parse_args(["rollback", "-i", "1"])
     assert not site.has("contacts")
     assert site.ask("select migration from _rider_migrations") == ["1602721237-add-pg-extensions"]
 
@@ -282,6 +281,17 @@ def test_what_mysql_commits_by_itself_is_told(
     assert site.ask("select operation from _rider_logs") == ["apply", "apply"]
 
 
+def told_when_it_asks(site: Site) -> str:
+    """Migrate in a child; a file tells when all has been read and only the lock is awaited."""
+
+    def asking(*arguments: Any) -> Any:
+        (site.folder / f"asks.{os.getpid()}").touch()
+        return alone(*arguments)
+
+    rider.alone = asking  # type: ignore[assignment]
+    return site.migrate()
+
+
 def test_two_at_once_apply_each_step_once(ready: Site) -> None:
     ready.write("2-waits", WAITS)
     ready.steps("3-last", 'step("insert into steps (i) values (4)")')
@@ -289,7 +299,8 @@ def test_two_at_once_apply_each_step_once(ready: Site) -> None:
         until(ready.waiting)
         with pytest.raises(RiderLocked, match=r"has (been migrating|had).* for 0 s"):
             ready.migrate(timeout=0)
-        with Child(ready.migrate) as second, Child(ready.migrate) as third:
+        with Child(told_when_it_asks, ready) as second, Child(told_when_it_asks, ready) as third:
+            until(lambda: len(list(ready.folder.glob("asks.*"))) == 2)
             ready.go()
             told = [first.result(), second.result(), third.result()]
     assert told[0].count("Applied migration") == 3
@@ -332,11 +343,13 @@ def test_an_interrupt_frees_the_lock(ready: Site) -> None:
     ready.write("2-waits", WAITS)
 
     def interrupted() -> str:
-        try:
-            ready.migrate()
-        except KeyboardInterrupt:
-            with ready.database() as db, alone(db, "_rider_migrations", 0):
-                return "interrupted"
+        with ready.database() as db:  # whose session goes on
+            try:
+                Rider(db).migrate()
+            except KeyboardInterrupt:
+                assert not db.is_closed()
+                with ready.database() as other, alone(other, "_rider_migrations", 0):
+                    return "interrupted"
         return "not interrupted"
 
     with Child(interrupted) as child:
@@ -371,12 +384,12 @@ def test_other_drivers(
     site.steps("1-t", f'step("create table {table} (i int)", "drop table {table}")')
     try:
         with site.database() as db:
-            rider = Rider(db, names)
-            rider.migrate()
-            rider.migrate()
-            rider.migrations()
+            mine = Rider(db, names)
+            mine.migrate()
+            mine.migrate()
+            mine.migrations()
             assert db.select(f"select * from {table}") == []
-            rider.rollback(0)
+            mine.rollback(0)
             assert len(db.select(f"select * from {names['log_name']}")) == 2
     finally:
         home = "nimue." if driver == "mysqlclient" else ""
