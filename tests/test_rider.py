@@ -370,7 +370,18 @@ def test_bad_commands_are_refused(site: Site, capsys: pytest.CaptureFixture[str]
     assert status == 1 and "No such file or directory: 'migrations'" in text
     site.write("1-init", INIT)
     assert told("rollback", "-i", "1") == (1, "nimue rider: index must be from 0 to 0, not 1\n")
-    assert told("run", "-q", "selekt")[0] == 1
+    assert told("run", "-q", "selekt") == (
+        1,
+        'nimue rider: OperationalError: near "selekt": syntax error\n',
+    )
+    (site.folder / "rider.py").write_text(
+        "from nimue.database import PooledSQLiteDatabase as P\ndb = P(database='no/where.db')\n"
+    )
+    status, text = told("migrate")
+    assert (status, text.splitlines()[-1]) == (
+        1,
+        "nimue rider: OperationalError: unable to open database file",
+    )
 
 
 def test_migrations_leave_no_trace_in_the_interpreter(site: Site) -> None:

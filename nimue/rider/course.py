@@ -12,7 +12,7 @@ import re
 import traceback
 from collections.abc import Callable
 
-from nimue.rider.error import MigrateError, RollbackError
+from nimue.rider.error import MigrateError, RollbackError, words
 from nimue.rider.ledger import Ledger
 from nimue.rider.migration import Deed, Migration, step
 from nimue.rider.needs import Database
@@ -70,12 +70,12 @@ class Course:
                 for at, one in self._steps:
                     self._at = at
                     self._mark(at)
-                    self._take(one)
+                    self._take(at, one)
                 self._at = None
                 self._record()
         except Exception as error:
             kind = RollbackError if self._back else MigrateError
-            told = f"{self._place(error)}: {_words(error)}{self._hint()}"
+            told = f"{self._place(error)}: {words(error)}{self._hint()}"
             raise kind(f"{told}{self._aftermath()}") from error
 
     def unfinished(self) -> list[int]:
@@ -84,8 +84,8 @@ class Course:
             return []
         return [at for at, _ in self._steps if self._marked(at)]
 
-    def _take(self, one: step) -> None:
-        deed = self._deed(self._at)
+    def _take(self, at: int, one: step) -> None:
+        deed = self._deed(at)
         if deed is None:
             self._tell(f"{self._place()}: there is no way back; what it did stays")
         elif not one.ignores(self._back):
@@ -94,7 +94,9 @@ class Course:
             try:
                 self._apart(deed)
             except Exception as error:
-                self._tell(f"{self._place(error)}: ignored: {_words(error)}")
+                if self._commits_by_itself and not self._marked(at):
+                    raise  # a deadlock: the server has undone the steps before as well
+                self._tell(f"{self._place(error)}: ignored: {words(error)}")
 
     def _apart(self, deed: Deed) -> None:
         if self._commits_by_itself:  # and forgets its savepoints, but a failure spoils nothing
@@ -160,7 +162,7 @@ class Course:
         try:
             kept = [at for at in self._begun if self._marked(at)]
         except Exception as error:
-            return f"\nWhat stays of this migration cannot be told: {_words(error)}"
+            return f"\nWhat stays of this migration cannot be told: {words(error)}"
         if not kept:
             return "\nNothing of this migration stays."
         # The last line that was kept belongs to the step in which a commit came: all before it
@@ -187,9 +189,3 @@ class Course:
         deed = self._deed(self._at)
         lone = isinstance(deed, str) and _LONE_PERCENT.search(deed)
         return " (SQL has %% for %)" if lone and self._db.dialect != "sqlite" else ""
-
-
-def _words(error: BaseException) -> str:
-    return f"{type(error).__name__}: {str(error).strip()}"
-
-

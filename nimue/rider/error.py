@@ -19,3 +19,8 @@ class RollbackError(RiderError):
 
 class RiderLocked(RiderError, TimeoutError):
     """Another process migrated the same database for all the time that was allowed."""
+
+
+def words(error: BaseException) -> str:
+    """What an exception says, and of what kind it is."""
+    return f"{type(error).__name__}: {str(error).strip()}"

@@ -8,10 +8,10 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from nimue.error import NimueInvalidParameterValue
+from nimue.error import NimueError, NimueInvalidParameterValue
 from nimue.rider.command import add_commands, carry_out
 from nimue.rider.course import Course, check_steps, described
-from nimue.rider.error import RiderError, RollbackError
+from nimue.rider.error import RiderError, RollbackError, words
 from nimue.rider.ledger import Entry, Ledger, check_dialect, check_table
 from nimue.rider.lock import alone
 from nimue.rider.migration import Migration
@@ -126,14 +126,14 @@ class Rider:
 
     def run(self, query: str) -> None:
         """Carry out one statement, commit, and print the rows that it returns."""
-        with self._connected():
-            try:
-                with self.db.atomic(), contextlib.closing(self.db.conn.cursor()) as cursor:
-                    cursor.execute(query)
-                    headers = [column[0] for column in cursor.description or ()]
-                    rows = cursor.fetchall() if headers else []
-            except Exception as error:
-                raise RiderError(f"{type(error).__name__}: {str(error).strip()}") from error
+        with (
+            self._connected(),
+            self.db.atomic(),
+            contextlib.closing(self.db.conn.cursor()) as cursor,
+        ):
+            cursor.execute(query)
+            headers = [column[0] for column in cursor.description or ()]
+            rows = cursor.fetchall() if headers else []
         if headers:
             show(headers, rows)
         else:
@@ -180,20 +180,24 @@ class Rider:
 
     @contextlib.contextmanager
     def _connected(self) -> Iterator[None]:
-        if not self.db.is_closed():
+        """With this thread's connection, its own or one for this block alone.
+
+        Raises:
+            RiderError: for whatever goes wrong with the database, the driver's error its cause.
+        """
+        connects = self.db.is_closed()
+        try:
+            if connects:
+                self.db.connect()
             check_dialect(self.db.dialect)
             yield
-            return
-        try:
-            self.db.connect()
+        except NimueError:
+            raise
         except Exception as error:
-            text = f"{type(error).__name__}: {str(error).strip()}"
-            raise RiderError(f"the database cannot be reached: {text}") from error
-        try:
-            check_dialect(self.db.dialect)
-            yield
+            raise RiderError(words(error)) from error
         finally:
-            self.db.close()
+            if connects:
+                self.db.close()
 
 
 def _check_index(index: object, count: int) -> None:
