@@ -299,7 +299,7 @@ def told_when_it_asks(site: Site) -> str:
         (site.folder / f"asks.{os.getpid()}").touch()
         return alone(*arguments)
 
-    rider.alone = asking  # type: ignore[assignment]
+    rider.alone = asking
     return site.migrate()
 
 
@@ -397,8 +397,8 @@ def test_other_drivers(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     server = request.getfixturevalue("mariadb" if driver == "mysqlclient" else "postgres")
-    site = Site("mysql" if driver == "mysqlclient" else "postgres", tmp_path, None)  # type: ignore[arg-type]
-    site.connfunc = server.connector(driver)
+    kind = "mysql" if driver == "mysqlclient" else "postgres"
+    site = Site(kind, tmp_path, server.connector(driver))
     names = {"table_name": f"m_{server.name}", "log_name": f"l_{server.name}"}
     table = f"t_{server.name}"
     site.steps("1-t", f'step("create table {table} (i int)", "drop table {table}")')
