@@ -12,6 +12,7 @@ from nimue.error import (
     NimueError,
     NimueInheritedConnectionError,
     NimueInvalidParameterValue,
+    NimueNestedUseError,
     NimueNoConnectionAvailable,
     NimuePoolClosedError,
     NimuePoolTimeout,
@@ -30,10 +31,12 @@ from nimue.settings import DEFAULT
 from nimue.stats import NimueConnectionPoolStats, NimueProcessStats, NimueTotalStats
 
 if TYPE_CHECKING:
+    from nimue.managed import ManagedConnection
     from nimue.semaphore import SharedSemaphore
 
 __all__ = [
     "DEFAULT",
+    "ManagedConnection",
     "MaxConnectionsExceeded",
     "NimueConnection",
     "NimueConnectionClosed",
@@ -44,6 +47,7 @@ __all__ = [
     "NimueError",
     "NimueInheritedConnectionError",
     "NimueInvalidParameterValue",
+    "NimueNestedUseError",
     "NimueNoConnectionAvailable",
     "NimuePoolClosedError",
     "NimuePoolTimeout",
@@ -64,6 +68,10 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """What a pool without a shared limit has no use for is imported when it is asked for."""
+    if name == "ManagedConnection":
+        from nimue.managed import ManagedConnection
+
+        return ManagedConnection
     if name == "SharedSemaphore":
         from nimue.semaphore import SharedSemaphore
 

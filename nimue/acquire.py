@@ -50,11 +50,16 @@ def patience(
 
 
 def acquire(
-    state: State, stale: Spare | None, seconds: float | None, frame: FrameType
+    state: State,
+    stale: Spare | None,
+    seconds: float | None,
+    frame: FrameType,
+    if_free: bool = False,
 ) -> NimueConnection:
     """Acquire by waiting so many seconds, None without end, or, at 0, by not waiting at all.
 
-    ``stale`` is what was popped from ``idle`` and is due for a check.
+    ``stale`` is what was popped from ``idle`` and is due for a check. ``if_free`` waits for a
+    connection to be opened or checked, but for no other holder to give one back.
     """
     waiter = Waiter(monotonic())
     try:
@@ -62,15 +67,16 @@ def acquire(
             raise inside_error("acquire a connection")
         handle = None
         if seconds == 0 or state.settings.max_waiting == 0:
+            stale = stale or state.idle.take()
             handle, stale = _look_for(state, stale), None
         if handle is None:
-            works, stale = state.ask(waiter, stale, waiter.since, seconds != 0), None
+            works, stale = state.ask(waiter, stale, waiter.since, seconds != 0, if_free), None
             opener.start(state, works)
             if waiter.wakes:
                 monitor.wake()
             if not door[0] and not fork.put_off(state.wake):
                 state.wake()  # the fork that kept the monitor from running is over
-            handle = _await(state, waiter, seconds)
+            handle = _await(state, waiter, 0.0 if if_free and not waiter.queued else seconds)
         _sign(state, handle, frame)
     except BaseException as error:
         if stale is not None:

@@ -27,6 +27,10 @@ class NimuePoolTimeout(NimueNoConnectionAvailable, TimeoutError):
     """No connection came within the timeout. A failed ``connect()`` meanwhile is the cause."""
 
 
+class NimueNestedUseError(NimueError, RuntimeError):
+    """A thread asked for the managed connection that it has already."""
+
+
 class MaxConnectionsExceeded(NimueNoConnectionAvailable, ValueError):
     """A thread-bound database has lent all its connections, and waited as long as it may."""
 

@@ -186,7 +186,7 @@ class Monitor:
         try:
             self._hush(me)
             if is_uwsgi_master():
-                self._doze()
+                self._doze(me)
                 return
             wait, ears = 0.0, list[int]()
             while not self._is_over():
@@ -208,9 +208,15 @@ class Monitor:
         while self._thread is me and (wait := until - time.monotonic()) > 0:
             self.inbox.rest(wait)
 
-    def _doze(self) -> None:
-        """All pools go dormant, and with them this thread: a master uses none, and forks."""
-        for state in goodbye.guests():
+    def _doze(self, me: threading.Thread) -> None:
+        """All pools go dormant, and with them this thread: a master uses none, and forks.
+
+        Not so where a fork's own hooks have had it end, and wait for that.
+        """
+        while self._thread is me and not self.inbox.is_empty:
+            if (message := self.inbox.get(0.0)) is not _WAKE:
+                self._receive(message)  # what was dropped at import is not kept for ever
+        for state in goodbye.guests() if self._thread is me else ():
             try:
                 inherit.doze(state)
             except Exception:

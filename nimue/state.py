@@ -159,10 +159,13 @@ class State:
         driver = self.known_driver
         return closed_error(Exception if driver is None else driver.interface_error)
 
-    def ask(self, waiter: Waiter, stale: Spare | None, now: float, wait: bool) -> list[Work]:
+    def ask(
+        self, waiter: Waiter, stale: Spare | None, now: float, wait: bool, if_free: bool = False
+    ) -> list[Work]:
         """Queue ``waiter``; if it may not ``wait``, or too many do, only make its wish known.
 
-        ``stale`` is what the caller has popped from ``idle`` and found due for a check.
+        ``stale`` is what the caller has popped from ``idle`` and found due for a check. With
+        ``if_free``, too many are those who would leave the waiter none without giving one back.
 
         Raises:
             NimueError: the pool is closed, or cannot be used in this process.
@@ -174,8 +177,10 @@ class State:
                 raise NimuePoolClosedError(f"pool {self.name!r} is closed")
             if self.poison is not None:
                 raise type(self.poison)(*self.poison.args)
-            limit = self.settings.max_waiting
-            waiter.queued = wait and (limit is None or len(self.waiters) < limit)
+            limit, crowd = self.settings.max_waiting, len(self.waiters)
+            if if_free:
+                limit, crowd = self.settings.poolmax, crowd + self.borrowed_locked()
+            waiter.queued = wait and (limit is None or crowd < limit)
             if waiter.queued:
                 self.waiters.join(waiter)
                 self.calm = False

@@ -22,6 +22,9 @@ def main(argv: list[str]) -> int:
     if not argv or argv[0] in {"-h", "--help", "help"}:
         _list()
         return 0
+    if sys.platform != "linux":
+        print(f"stress: needs the /proc of Linux; this is {sys.platform}", file=sys.stderr)
+        return 2
     name, rest = argv[0], argv[1:]
     if name in SCENARIOS:
         return int(importlib.import_module("stress.run").main(name, rest))

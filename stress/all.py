@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import argparse
-import shutil
+import random
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 from nimue.cli import extra
 from nimue.cli.demo_verdict import DemoFailed
-from stress import options, run
+from stress import options, places, run
 from stress.ground import perform
 from stress.options import Order
 from stress.report import figures, page
+from stress.scenarios import SCENARIOS
+from stress.servers import program
 from stress.trial.record import Record
 from stress.trial.site import Site
 
+#: An exit status from here on tells of a signal.
+STOPPED = 128
 #: Per second, of what befalls processes that drive themselves; and those that a server looks after.
 OWN = [
     *("kill", "stop=0.5", "fork", "crossed", "leak", "interrupt", "clock=0.5"),
@@ -52,12 +55,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     for server in dict.fromkeys(order.server for order in orders):
         status = _try([order for order in orders if order.server == server], records, left)
         failed = failed or status
+        if status >= STOPPED:
+            break
     if told.json is not None:
         figures.save(records, told.json)
-    if told.report is not None:
+    if told.report is not None and records:
         print(f"the report: {page.write(records, told.report)}")
     _conclude(records, left, time.monotonic() - began)
-    return failed or int(bool(left) or not all(record.good for record in records))
+    return failed or int(bool(left) or not records or not all(one.good for one in records))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -65,17 +70,18 @@ def _parser() -> argparse.ArgumentParser:
     add = made.add_argument
     add("--quick", action="store_true", help="a few seconds each: under ten minutes in all")
     add("--seconds", type=options.above_zero, help="of each trial; default 20, --quick: 3")
-    add("--only", action="append", metavar="SCENARIO", help="this one; may be repeated")
+    add("--only", action="append", choices=SCENARIOS, help="this one; may be repeated")
     add("--seed", type=int, help="of all chance; printed, random by default")
-    add("--report", type=Path, metavar="DIR", help="write a page with plots there")
-    add("--json", type=Path, metavar="FILE", help="write the figures there")
+    add("--report", type=places.folder, metavar="DIR", help="write a page with plots there")
+    add("--json", type=places.file, metavar="FILE", help="write the figures there")
     return made
 
 
 def _orders(told: argparse.Namespace) -> list[Order]:
     """Those that can be done; the others are named, with the cure."""
     seconds = told.seconds or (3.0 if told.quick else 20.0)
-    seed = [] if told.seed is None else ["--seed", str(told.seed)]
+    number = random.SystemRandom().randrange(1_000_000) if told.seed is None else told.seed
+    seed = ["--seed", str(number)]
     found = []
     for name, faults, more in TRIALS:
         if told.only and name not in told.only:
@@ -94,7 +100,7 @@ def _lacking(more: Sequence[str]) -> str:
         if driver in more:
             if extra.missing([module]):
                 return f"{module} is not installed"
-            if not shutil.which("mariadbd") and not Path("/usr/sbin/mariadbd").exists():
+            if not program("mariadbd"):
                 return "mariadbd is not installed"
     return ""
 

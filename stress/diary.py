@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import stat
 import time
+from contextlib import suppress
 from typing import Any
 
 
 class Diary:
-    """The diary of the running process. A line is one system call, and needs no lock."""
+    """The diary of the running process. A line is one system call, and needs no lock.
+
+    Where one of that name is there already, its process had the number that this one has now: then
+    ``name`` is another, since questions are named by it.
+    """
 
     def __init__(self, folder: str, name: str) -> None:
-        self.name = name
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
-        self._fd = os.open(os.path.join(folder, name), flags, 0o600)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
+        for turn in itertools.count(1):
+            self.name = name if turn == 1 else f"{name}-{turn}"
+            with suppress(FileExistsError):
+                self._fd = os.open(os.path.join(folder, self.name), flags, 0o600)
+                return
 
     def note(self, what: str, *values: Any) -> None:
         os.write(self._fd, (json.dumps([what, *values]) + "\n").encode())

@@ -93,12 +93,20 @@ def perform(
             finally:
                 ground.close()
         except Interrupted as stop:
-            print(f"Stopped by {stop}: all processes ended, all files removed.", file=sys.stderr)
+            print(f"Stopped by {stop}: {_told(ground.left())}.", file=sys.stderr)
             return 128 + stop.signum
         except DemoFailed as failure:
             print(f"{ground.name}: {failure}\n{failure.log}".rstrip(), file=sys.stderr)
+            if left := ground.left():
+                print(f"{ground.name}: {_told(left)}", file=sys.stderr)
             return 1
     return conclude(result, ground.left())
+
+
+def _told(left: list[str]) -> str:
+    if left:
+        return f"left behind: {', '.join(left)}"
+    return "all processes ended, all files removed"
 
 
 def put_down(process: subprocess.Popen[Any]) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nimue.cli import extra
+from stress import places
 from stress.scenarios import scenario
 from stress.trial import faults, tickets
 from stress.trial.course import Plan
@@ -44,7 +45,8 @@ class Order:
 def parser(name: str) -> argparse.ArgumentParser:
     """For one scenario."""
     kind = scenario(name)
-    listed = [f"  {variant:<14} {told}" for variant, told in kind.variants.items() if variant]
+    width = max(map(len, kind.variants))
+    listed = [f"  {variant:<{width}} {told}" for variant, told in kind.variants.items() if variant]
     told = "\n".join(f"  {fault:<10} {what}" for fault, what in faults.KINDS.items())
     made = argparse.ArgumentParser(
         prog=f"python -m stress {name}",
@@ -59,8 +61,11 @@ def parser(name: str) -> argparse.ArgumentParser:
     add("--seconds", type=above_zero, default=10.0, help="of each trial, with faults; default 10")
     add("--fault", action="append", default=[], metavar="KIND[=RATE]",
         help="so many a second; 1 without a rate; may be repeated; all=1: every one")  # fmt: skip
-    add("--processes", type=_whole, default=4, help="workers; default 4")
-    add("--threads", type=_whole, default=4, help="of each; default 4")
+    if "processes" not in kind.fixed:
+        add("--processes", type=_whole, default=4, help="workers; default 4")
+    if "threads" not in kind.fixed:
+        add("--threads", type=_whole, default=4, help="of each; default 4")
+    made.set_defaults(**kind.fixed)
     add("--poolmax", type=_whole, default=4, help="connections of a process; default 4")
     add("--totalmax", type=_whole_or_none, default=6, help="of all; default 6; none: no limit")
     add("--timeout", type=above_zero, default=10.0, help="of getconnection, seconds; default 10")
@@ -69,8 +74,8 @@ def parser(name: str) -> argparse.ArgumentParser:
     add("--driver", choices=DIALECTS, default="psycopg2", help="default: psycopg2")
     add("--dsn", help="of a PostgreSQL of your own, for tests: tables are made in it")
     add("--seed", type=int, help="of all chance; printed, random by default")
-    add("--report", type=Path, metavar="DIR", help="write a page with plots there")
-    add("--json", type=Path, metavar="FILE", help="write the figures there")
+    add("--report", type=places.folder, metavar="DIR", help="write a page with plots there")
+    add("--json", type=places.file, metavar="FILE", help="write the figures there")
     return made
 
 
@@ -84,6 +89,8 @@ def order(name: str, argv: Sequence[str]) -> Order:
         made.error(f"argument --dsn: {options.dsn!r} is for PostgreSQL, not for {options.driver}")
     possible = FILE if dialect.server == "sqlite" else GIVEN if options.dsn else EMBEDDED
     possible -= kind.without
+    if options.threads < 2:  # one thread interrupts another
+        possible -= {"interrupt"}
     try:
         rates = faults.parse(options.fault, possible)
     except argparse.ArgumentTypeError as error:

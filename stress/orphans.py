@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import suppress
 
 
@@ -17,12 +17,21 @@ def adopt() -> None:
         ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)
 
 
-def reap(known: Collection[int]) -> set[int]:
-    """The orphans that live, apart from ``known`` children; the dead are forgotten."""
+def reap(
+    known: Collection[int], tell: Callable[[int, int], object] = lambda pid, status: None
+) -> set[int]:
+    """The orphans that live, apart from ``known`` children; of the dead ``tell`` is told.
+
+    Args:
+        tell: is given the process id, and the exit status or the negative number of the signal.
+    """
     living = set()
     for pid in children() - set(known):
         with suppress(ChildProcessError):
-            if os.waitpid(pid, os.WNOHANG)[0] == 0:
+            ended, status = os.waitpid(pid, os.WNOHANG)
+            if ended:
+                tell(pid, os.waitstatus_to_exitcode(status))
+            else:
                 living.add(pid)
     return living
 
@@ -36,11 +45,13 @@ def left(known: Collection[int], bound: float) -> set[int]:
 
 
 def end(known: Collection[int]) -> None:
-    """Put down the orphans that live, apart from ``known`` children."""
-    for pid in reap(known):
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    left(known, 5.0)
+    """Put down the orphans that live, apart from ``known`` children, and then theirs."""
+    deadline = time.monotonic() + 5.0
+    while (living := reap(known)) and time.monotonic() < deadline:
+        for pid in living:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.01)
 
 
 def children() -> set[int]:

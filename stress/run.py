@@ -5,7 +5,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from nimue.cli.demo_verdict import DemoFailed
 from nimue.cli.interrupt import Interrupts
+from stress.databases import ServerAway
 from stress.ground import perform
 from stress.options import Order, order
 from stress.trial.course import Course, Plan
@@ -26,32 +28,43 @@ def run(wanted: Order) -> int:
 
     def measure(site: Site) -> list[Record]:
         site.prepare(wanted.server, wanted.dsn, wanted.needs_proxy)
-        return [attempt(plan, site) for plan in wanted.plans]
-
-    def conclude(records: list[Record], left: list[str]) -> int:
-        return close(wanted, records, left)
+        records: list[Record] = []
+        try:
+            for plan in wanted.plans:
+                records.append(attempt(plan, site))  # noqa: PERF401 - what is done is kept
+        finally:
+            if records:
+                write(wanted, records)
+        return records
 
     return perform(make, measure, conclude)
 
 
 def attempt(plan: Plan, site: Site) -> Record:
-    """One trial, shown while it runs, and its verdict."""
+    """One trial, shown while it runs, and its verdict. Raises: DemoFailed if it cannot go on."""
     from stress.report.live import Live
 
-    with Live(plan) as live:
-        record = Course(plan, site, live.show).run()
+    try:
+        with Live(plan) as live:
+            record = Course(plan, site, live.show).run()
+    except ServerAway as error:
+        raise DemoFailed(f"the server is away, and does not come back: {error}") from error
     live.verdict(record)
     return record
 
 
-def close(wanted: Order, records: Sequence[Record], left: Sequence[str]) -> int:
-    """Write what is to be written; the exit status."""
+def write(wanted: Order, records: Sequence[Record]) -> None:
+    """Write what is to be written of them."""
     from stress.report import figures, page
 
     if wanted.json is not None:
         figures.save(records, wanted.json)
     if wanted.report is not None:
         print(f"the report: {page.write(records, wanted.report)}")
+
+
+def conclude(records: Sequence[Record], left: Sequence[str]) -> int:
+    """The exit status."""
     for name in left:
         print(f"left behind: {name}", file=sys.stderr)
     return 0 if not left and all(record.good for record in records) else 1

@@ -26,6 +26,7 @@ LAYERS = (
     | {"lost", "monitor", "inherit", "state", "growth", "acquire", "outcome", "sharing", "limit"}
     | {"totalmax"},
     {"pool", "recipe", "totals"},
+    {"managed"},
     {name for name in TREES if name.startswith("database/")},
     {name for name in TREES if name.startswith("rider/")},
     {"__init__"},

@@ -478,3 +478,15 @@ def test_in_a_master_of_uwsgi_it_lets_go_of_what_is_idle_and_ends(
         pool.getconnection().close()  # and whoever needs it has it again
         assert server.open
         until(lambda: not server.open and not monitors())
+
+
+def test_in_a_master_of_uwsgi_a_dropped_connection_is_not_kept(
+    server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    until(lambda: not monitors())  # what is left of another test's
+    monkeypatch.setattr(monitor, "is_uwsgi_master", lambda: True)
+    monkeypatch.setattr(monitor, "HUSH", 0.05)
+    with make(server, poolmin=0) as pool:
+        pool.getconnection()
+        until(lambda: not server.open and not monitors())
+        assert pool.poolstats().poolsize == 0

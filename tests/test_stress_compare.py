@@ -82,6 +82,34 @@ class TestVerdict:
         assert self.missed("dbutils", self.outcome(wrong=9, hung=9)) == []
 
 
+class TestVerdictOnDown:
+    def missed(self, name: str, way: str = "cut", scale: float = 1.0, **known: object) -> int:
+        seen = {"calls": 3, "longest": 6.0, "again": 9.0, **known}
+        outcome = down.Outcome(**seen)  # type: ignore[arg-type]
+        part = tell.down_part(down.Pace(), {way: {name: outcome}}, scale, connect=2.0)
+        assert part.lines()
+        return sum(not target.met for target in part.targets)
+
+    @pytest.mark.parametrize(
+        ("way", "scale", "known", "missed"),
+        [
+            ("cut", 1.0, {}, 0),
+            ("stalled", 1.0, {"longest": 6.1}, 1),
+            ("stalled", 0.25, {"longest": 99.0}, 0),  # the driver alone can end that wait
+            ("cut", 0.25, {"longest": 6.1}, 1),
+            ("swallow", 1.0, {"again": None}, 1),
+            ("swallow", 1.0, {"again": 9.1}, 1),
+            ("cut", 1.0, {"calls": 0, "longest": 0.0}, 1),  # nobody asked while it was away
+            ("cut", 1.0, {"broken": "it never answered", "calls": 0}, 2),
+        ],
+    )
+    def test_what_is_missed(self, way, scale, known, missed):
+        assert self.missed("nimue", way, scale, **known) == missed
+
+    def test_nothing_is_asked_of_a_peer(self):
+        assert self.missed("dbutils", again=None, longest=99.0) == 0
+
+
 def question(token: str, **known: object) -> Question:
     return Question(token, "w1", **{"asked": 0.0, **known})  # type: ignore[arg-type]
 

@@ -69,6 +69,14 @@ class Driver:
         """
         return None
 
+    def status(self, raw: Raw) -> Any:
+        """The driver's own word for the state of the transaction; without one, whether it is open.
+
+        No input or output. This and ``is_closed`` may be asked while another thread is inside a
+        call of the connection's.
+        """
+        return self.in_transaction(raw)
+
     def is_closed(self, raw: Raw) -> bool:
         """True if the driver itself knows that the connection is closed or broken. No I/O."""
         return False

@@ -96,6 +96,10 @@ class Psycopg2(_Postgres):
             return False
         return True if status in (_INTRANS, _INERROR) else None
 
+    def status(self, raw: Raw) -> int:
+        status: int = raw.get_transaction_status()
+        return status
+
     def is_closed(self, raw: Raw) -> bool:
         return bool(raw.closed)
 
@@ -141,6 +145,10 @@ class Psycopg(_Postgres):
         if status == _IDLE and self._at_rest(raw):
             return False
         return True if status in (_INTRANS, _INERROR) else None
+
+    def status(self, raw: Raw) -> int:
+        status: int = raw.info.transaction_status
+        return status
 
     def is_closed(self, raw: Raw) -> bool:
         return bool(raw.closed)

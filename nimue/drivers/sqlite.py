@@ -39,6 +39,12 @@ class Sqlite(Driver):
         except self.dbmodule.ProgrammingError:  # closed
             return None
 
+    def status(self, raw: Raw) -> bool | None:
+        try:
+            return bool(raw.in_transaction)
+        except self.dbmodule.ProgrammingError:  # closed
+            return None
+
     def is_closed(self, raw: Raw) -> bool:
         try:
             raw.in_transaction  # noqa: B018

@@ -27,6 +27,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from stress import places
 from stress.bench import contended, footprint, forking, scale, spike, uncontended
 from stress.bench.contenders import ALL, Contender, Nimue
 from stress.bench.report import Part, Sheet, compare, verdict
@@ -184,7 +185,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--only", type=_keys, metavar="a,b,...", help="these measurements")
     parser.add_argument("--quick", action="store_true", help="under 40 seconds, less exact")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure there")
+    parser.add_argument("--json", type=places.file, metavar="FILE", help="write every figure there")
     parser.add_argument("--compare", type=Path, metavar="FILE", help="an earlier run's JSON")
     parser.add_argument("--seed", type=int, default=1, help="for the order of the rounds")
     parser.add_argument("--no-verdict", action="store_true", help="only print; exit status 0")

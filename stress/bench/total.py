@@ -21,6 +21,7 @@ from pathlib import Path
 
 import nimue
 from nimue.cli import extra
+from stress import places
 from stress.bench import total_servers
 from stress.bench.report import Part, Sheet, compare, verdict
 from stress.bench.runs import Context
@@ -135,7 +136,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--quick", action="store_true", help="under a minute, less exact")
     parser.add_argument("--seconds", type=_seconds, help="of each window; 4, or 1 if quick")
     parser.add_argument("--rounds", type=_rounds, help="for each contender; 5, or 2 if quick")
-    parser.add_argument("--json", type=_file, metavar="FILE", help="write every figure there")
+    parser.add_argument("--json", type=places.file, metavar="FILE", help="write every figure there")
     parser.add_argument("--compare", type=_earlier, metavar="FILE", help="an earlier run's JSON")
     parser.add_argument("--seed", type=int, default=1, help="for the order of the rounds")
     parser.add_argument("--no-verdict", action="store_true", help="only print; exit status 0")
@@ -165,11 +166,6 @@ def _rounds(text: str) -> int:
         raise argparse.ArgumentTypeError(f"{text!r}: a whole number from 1 to {MOST_ROUNDS}")
     return int(text)
 
-
-def _file(text: str) -> Path:
-    if not Path(text).absolute().parent.is_dir():
-        raise argparse.ArgumentTypeError(f"{text!r}: there is no such folder")
-    return Path(text)
 
 
 def _earlier(text: str) -> dict[str, object]:

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from nimue.cli.demo_verdict import DemoFailed
+from stress import places
 from stress.bench import spike
 from stress.bench.contenders import ALL as FAKED
 from stress.bench.report import Part, Sheet, verdict
@@ -130,7 +131,7 @@ def _options(argv: list[str]) -> argparse.Namespace:
     add("--parts", type=parts, default=list(PARTS), metavar="PART,...", help="these parts")
     add("--dsn", help="of a PostgreSQL that is there, instead of one of its own")
     add("--venv", type=Path, help="where nimue 0.0.3 is, or is to be; default: a cache")
-    add("--json", type=_file, metavar="FILE", help="write every figure there")
+    add("--json", type=places.file, metavar="FILE", help="write every figure there")
     add("--no-verdict", action="store_true", help="only print; exit status 0")
     return parser.parse_args(argv)
 
@@ -157,9 +158,3 @@ def _seconds(text: str) -> float:
     if not 1 <= value <= LONGEST:
         raise argparse.ArgumentTypeError(f"{text!r}: a number from 1 to {LONGEST:g}")
     return value
-
-
-def _file(text: str) -> Path:
-    if not Path(text).absolute().parent.is_dir():
-        raise argparse.ArgumentTypeError(f"{text!r}: there is no such folder")
-    return Path(text)

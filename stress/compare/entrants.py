@@ -57,8 +57,11 @@ ALL: tuple[Entrant, ...] = (
     Entrant("sqlalchemy", "sqlalchemy", "SQLAlchemy", "sqlalchemy"),
     Entrant("sqlalchemy-disposed", "sqlalchemy-disposed", "SQLAlchemy", "sqlalchemy"),
     Entrant("psycopg_pool", "psycopg_pool", "psycopg-pool", "psycopg_pool", "psycopg"),
+    Entrant("psycopg_pool-anew", "psycopg_pool-anew", "psycopg-pool", "psycopg_pool", "psycopg"),
     Entrant("dbutils", "dbutils", "DBUtils", "dbutils.pooled_db"),
+    Entrant("dbutils-anew", "dbutils-anew", "DBUtils", "dbutils.pooled_db"),
     Entrant("psycopg2.pool", "psycopg2.pool", "psycopg2-binary", "psycopg2.pool"),
+    Entrant("psycopg2.pool-anew", "psycopg2.pool-anew", "psycopg2-binary", "psycopg2.pool"),
     Entrant("nimue-0.0.3", "nimue-0.0.3", "nimue", "psycopg2"),
 )
 BY_NAME: Mapping[str, Entrant] = {entrant.name: entrant for entrant in ALL}

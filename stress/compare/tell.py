@@ -27,8 +27,11 @@ wait for one; nimue-totalmax has {totalmax} for all processes. No pool is asked 
   sessions   the most at one look            lasting  of them, seen {lasting:g} s later too
   left       when no process was left        p50 ...  from asking to the answer, of errors too
 A session that the server ends costs the question on it: so many errors are as they should be.
-No peer says that its pool can be carried over a fork. SQLAlchemy's documentation has each child
-call dispose(close=False), which is tried too."""
+The fork of a pool that was used is not what all peers are made for. SQLAlchemy's documentation
+names four ways to share an Engine with children, and recommends dispose(close=False) in each, which
+is tried too; it excludes that they use a connection which is out, as their parent's is here in the
+middle of a question. Those of psycopg and psycopg2 ask for connections that are made after the
+fork, so for pools of the child's own; those of DBUtils and of nimue 0.0.3 do not speak of it."""
 _DOWN = """\
 One question each {period:g} s, {timeout:g} s to wait for a connection, and a connect_timeout of
 {connect:g} s. The server is away for {down:g} s, and watched for {after:g} s more. A query that is
@@ -135,7 +138,8 @@ def down_part(
                 # a check: then the driver alone can end the wait.
                 if way == "cut" or scale == 1:
                     longest = pace.timeout + SLACK
-                    part.at_most(f"{name}, {way}: longest call", longest, one.longest, "s")
+                    took = one.longest if one.calls else None
+                    part.at_most(f"{name}, {way}: longest call", longest, took, "s")
         part.tables.append(Table(head, rows, f"{way}: {down.WAYS[way]}"))
         errors = {f"{way}, {name}": one.errors for name, one in outcomes.items()}
         part.notes += _kinds(errors, KINDS_DOWN)

@@ -28,6 +28,8 @@ class PostgreSQL(Database):
     """Sessions are known by their application_name, ``<mark>.<process id>``."""
 
     name = "PostgreSQL"
+    #: The ledger was there before.
+    is_another = False
     server = "postgres"
 
     def __init__(self, noted: set[int] | None = None) -> None:
@@ -79,6 +81,10 @@ class PostgreSQL(Database):
         conn.close()
         self.port = port if host in LOOPBACK else None
         self._administer(self._load)
+        [[there]] = self._ask("select to_regclass('stress_ledger')")
+        if there is not None:
+            self.is_another = True
+            raise DemoFailed("there is a table stress_ledger: drop it, or give another database")
 
     def _administer(self, address: dict[str, Any]) -> None:
         import psycopg2
@@ -140,7 +146,7 @@ class PostgreSQL(Database):
 
     def close(self) -> None:
         try:
-            if self._admin is not None and not self.is_ours:
+            if self._admin is not None and not self.is_ours and not self.is_another:
                 self._ask("drop table if exists stress_ledger")
         except ServerAway:  # and the ledger with it
             pass

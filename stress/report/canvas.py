@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from stress.report.marks import COLOURS, Mark
+from stress.report.svg import small
 from stress.report.words import span
 
 if TYPE_CHECKING:
@@ -65,22 +66,12 @@ def draw(paper: Paper, height: int, name: str, paint: Callable[[Figure], None]) 
         out = io.StringIO()
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(out, format="svg", metadata=nothing, transparent=True)
-    return _cleaned(out.getvalue(), paper)
+    return _finished(out.getvalue(), paper)
 
 
-def _cleaned(text: str, paper: Paper) -> str:
-    """Without what only a file of its own needs, and with the page's variables for colours."""
-    text = text[text.index("<svg"):]
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = re.sub(r' width="[\d.]+pt"| height="[\d.]+pt"| version="1.1"| xmlns(:\w+)?="[^"]*"', "",
-                  text)
-    text = text.replace("xlink:href", "href")
-    text = re.sub(r"#00fe([0-9a-f]{2})", lambda found: _variable(found[1]), text)
-    text = re.sub(r"(?<![\w#.-])(-?\d+\.\d)\d+", r"\1", text)
-    text = re.sub(r"font: (\d[\d.]*)px [^;\"]*", r"font-size: \1px", text)
-    text = re.sub(r"\s*\n\s*", "\n", text)
-    used = set(re.findall(r'(?:url\(#|href="#)([^")]+)', text))
-    text = re.sub(r' id="([^"]+)"', lambda found: found[0] if found[1] in used else "", text)
+def _finished(text: str, paper: Paper) -> str:
+    """Small, and with the page's variables for colours."""
+    text = re.sub(r"#00fe([0-9a-f]{2})", lambda found: _variable(found[1]), small(text))
     return text.replace("<svg", f'<svg class="{paper.name}" role="img"', 1)
 
 

@@ -22,14 +22,15 @@ Number = float | int | None
 def figures(record: Record) -> dict[str, Number]:
     """All of it in numbers; seconds where a name ends in ``_s``, None where nothing was seen.
 
-    A latency is that of an answered question, from asking to its answer; a wait is that of
-    whoever got a connection.
+    A latency is that of an answered question, from asking to its answer; a wait ends with a
+    connection, or without.
     """
     questions = record.questions
     outcomes = Counter(question.outcome for question in questions)
     answered = [one for one in questions if one.outcome == OK]
     latencies = [one.ended - one.began for one in answered if one.ended is not None]
     waits = [one.waited for one in questions if one.outcome == OK or one.waited > 0]
+    asking = _asking(record)
     return {
         "seconds": record.seconds,
         "questions": len(questions),
@@ -38,7 +39,7 @@ def figures(record: Record) -> dict[str, Number]:
         "unknown": outcomes[UNKNOWN],
         "never_ended": sum(one.ended is None for one in questions),
         "wrong": sum(one.wrong for one in questions),
-        "answered_per_second": outcomes[OK] / record.seconds if record.seconds > 0 else None,
+        "answered_per_second": outcomes[OK] / asking if asking > 0 else None,
         **_spread("latency", latencies),
         **_spread("wait", waits),
         "processes": len(_pids(record)),
@@ -53,6 +54,12 @@ def figures(record: Record) -> dict[str, Number]:
         "checks": len(record.checks),
         "checks_failed": sum(not check.right for check in record.checks),
     }
+
+
+def _asking(record: Record) -> float:
+    """Seconds from the first question to the last end: they go on in the calm after the faults."""
+    ends = [one.ended for one in record.questions if one.ended is not None]
+    return max(ends) - min(one.began for one in record.questions) if ends else 0.0
 
 
 def _spread(name: str, values: Iterable[float]) -> dict[str, Number]:

@@ -149,14 +149,14 @@ def verdict(record: Record, console: Console | None = None) -> None:
 def summary(record: Record) -> str:
     """A trial in one sentence."""
     known = figures(record)
-    limit = "" if record.limit is None else f", under a limit of {record.limit}"
+    limit = "" if record.limit is None else f" under a limit of {record.limit}"
     slow = known["latency_p99_s"]
     parts = [
         f"{known['answered']:,} of {several(len(record.questions), 'question')} answered",
         *([] if slow is None else [f"99 % of them within {span(slow)}"]),
         f"{known['answered_per_second'] or 0:,.4g} per second",
-        f"{several(record.sessions, 'session')} at most{limit}",
         f"{several(len(record.happenings), 'happening')}",
+        f"at most {several(record.lasting, 'lasting session')}{limit}",
     ]
     return f"{listed(parts)}; seed {record.seed}."
 

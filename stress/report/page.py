@@ -12,6 +12,7 @@ from stress.report.charts import Chart, charts
 from stress.report.figures import Number
 from stress.report.flow import FAILED
 from stress.report.seen import Seen
+from stress.report.svg import named
 from stress.trial.record import Record
 
 STYLE = Path(__file__).with_name("page.css")
@@ -38,20 +39,21 @@ def write(records: Sequence[Record], folder: Path, command: str = "") -> Path:
     """
     if not records:
         raise ValueError("records is empty: at least one trial is needed for a page")
-    trials = [Seen(record, f"t{number}") for number, record in enumerate(records)]
-    parts = [_head(records), "<main>", *_top(records, command)]
+    trials = [Seen(record, f"t{n}", _title(record, records)) for n, record in enumerate(records)]
+    parts = ["<main>", *_top(records, command)]
     if len(trials) > 1:
         parts += _overview(trials)
     for seen in trials:
         parts += _trial(seen)
-    text = "\n".join([*parts, "</main>", "</body>", "</html>", ""])
+    body, rules = named("\n".join([*parts, "</main>"]))
+    text = "\n".join([_head(records, rules), body, "</body>", "</html>", ""])
     folder.mkdir(parents=True, exist_ok=True)
     page = folder / "index.html"
     page.write_text(text, encoding="utf-8", errors="backslashreplace")
     return page
 
 
-def _head(records: Sequence[Record]) -> str:
+def _head(records: Sequence[Record], rules: str) -> str:
     title = escape(f"{records[0].contender} under stress: {words.listed(_names(records))}")
     safe = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
     return (
@@ -59,7 +61,7 @@ def _head(records: Sequence[Record]) -> str:
         f'<meta http-equiv="Content-Security-Policy" content="{safe}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="color-scheme" content="light dark">\n<link rel="icon" href="data:,">\n'
-        f"<title>{title}</title>\n<style>\n{STYLE.read_text(encoding='utf-8')}</style>\n"
+        f"<title>{title}</title>\n<style>\n{STYLE.read_text(encoding='utf-8')}{rules}</style>\n"
         "</head>\n<body>"
     )
 
@@ -69,6 +71,13 @@ def _state(record: Record) -> str:
     if not record.checks:
         return "unsure"
     return "good" if record.good else "bad"
+
+
+def _title(record: Record, records: Sequence[Record]) -> str:
+    """What it is called among them: with its driver, if they have several."""
+    driver = record.settings.get("dialect")
+    several = len({one.settings.get("dialect") for one in records}) > 1
+    return f"{record.name}, {driver}" if several and driver else record.name
 
 
 def _names(records: Sequence[Record]) -> list[str]:
@@ -87,8 +96,9 @@ def _top(records: Sequence[Record], command: str) -> Iterator[str]:
         yield "<ul>" + "".join(f"<li>{one}</li>" for one in _wrong(records)) + "</ul>"
     if command:
         yield _again(command)
-    told = {**first.versions, "seed": first.seed}
-    yield _pairs("facts", told)
+    told = {what: version for record in records for what, version in record.versions.items()}
+    seeds = {record.seed for record in records}
+    yield _pairs("facts", told | {"seed": first.seed if len(seeds) == 1 else "one for each"})
     yield "</header>"
 
 
@@ -114,10 +124,11 @@ def _count(records: Sequence[Record]) -> int:
 
 def _wrong(records: Sequence[Record]) -> Iterator[str]:
     for number, record in enumerate(records):
+        title = _title(record, records)
         for check in record.checks:
             if not check.right:
                 text = f"{check.what.strip()}: {check.seen}, must be {check.wanted}"
-                yield f'<a href="#t{number}">{escape(record.name)}</a> {escape(text)}'
+                yield f'<a href="#t{number}">{escape(title)}</a> {escape(text)}'
 
 
 def _pairs(name: str, pairs: Mapping[str, Any]) -> str:
@@ -145,7 +156,7 @@ def _overview(trials: Sequence[Seen]) -> Iterator[str]:
     rows = []
     for seen in trials:
         record, known = seen.record, seen.figures
-        name = f'<a href="#{seen.name}">{escape(record.name)}</a>'
+        name = f'<a href="#{seen.name}">{escape(seen.title)}</a>'
         cells = [_count_of(known["answered"]), _count_of(known["answered_per_second"])]
         cells += [_span_of(known["latency_p99_s"]), _span_of(known["wait_longest_s"])]
         cells += [_count_of(known[key]) for key in ("sessions_lasting", "limit", "happenings")]
@@ -181,7 +192,7 @@ def _table(name: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str
 def _trial(seen: Seen) -> Iterator[str]:
     record = seen.record
     yield f'<section class="trial" id="{seen.name}">'
-    yield f'<h2>{escape(record.name)} <small>{_mark(_state(record))}</small></h2>'
+    yield f'<h2>{escape(seen.title)} <small>{_mark(_state(record))}</small></h2>'
     yield _again(words.command(record))
     yield _tiles(seen)
     rows = [

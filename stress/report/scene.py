@@ -42,7 +42,7 @@ class Scene:
     Args:
         elapsed, seconds: since the begin, and of the whole.
         name: of scenario and variant.
-        sessions, most: now, and the most at one look until now.
+        sessions, most: now, and the most of them that lasted until now.
         per_second: questions answered, lately.
         faults: how many were done, by kind.
         happened: all that befell the processes until now, the last at the end.
@@ -64,7 +64,7 @@ class Scene:
         failed = sum(worker.errors for worker in self.workers)
         return (
             f"{self.name}   {self.elapsed:5.1f} s of {self.seconds:g}   {self.per_second:,.0f} /s"
-            f"   {self.sessions}{limit} sessions, at most {self.most}"
+            f"   {self.sessions}{limit} sessions, at most {self.most} lasting"
             f"   {several(failed, 'error')}   {several(sum(self.faults.values()), 'fault')}"
         )
 
@@ -93,7 +93,7 @@ class Scenes:
             name=f"{plan.scenario} {plan.variant}".strip(),
             workers=self._workers(course),
             sessions=sum(course.sessions.now.values()),
-            most=course.sessions.census.most,
+            most=course.sessions.census.lasting,
             limit=plan.totalmax,
             per_second=self._rate(elapsed),
             faults=Counter(one.kind for one in happened),

@@ -14,11 +14,12 @@ from stress.trial.record import Question, Record
 class Seen:
     """A record, in spans of time."""
 
-    def __init__(self, record: Record, name: str) -> None:
+    def __init__(self, record: Record, name: str, title: str = "") -> None:
         self.record = record
         self.figures = figures(record)
         #: Different for each trial of a page.
         self.name = name
+        self.title = title or record.name
         self.end = bins.end_of(record)
         self.marks: list[Mark] = marks(record.happenings)
 

@@ -43,6 +43,8 @@ class Scenario(ABC):
     variants: Mapping[str, str] = {"": ""}
     #: What must be importable.
     needs: tuple[str, ...] = ()
+    #: Options that make no sense here, with what the trial has instead.
+    fixed: Mapping[str, int] = {}
     #: Faults that make no sense here.
     without: frozenset[str] = frozenset()
 
@@ -115,7 +117,7 @@ class Callers:
     def __init__(self, brief: Brief, count: int, call: Callable[[str], Answer]) -> None:
         self._call, self._pause = call, REST + 2 * brief.pause
         self._over = threading.Event()
-        self._diary = Diary(os.path.join(brief.folder, "diaries"), f"callers{os.getpid()}")
+        self._diary = Diary(os.path.join(brief.folder, "diaries"), "callers")
         self._files = ExitStack()
         self._files.callback(self._diary.close)
         self._threads = [

@@ -41,6 +41,7 @@ class Celery(Scenario):
         "renewed": "each child replaced after a few tasks",
     }
     needs = ("celery",)
+    fixed: Mapping[str, int] = {"threads": 1}
     # Children ask in their main thread, where Celery's own code is above.
     without = frozenset({"interrupt"})
 
@@ -124,7 +125,8 @@ class Celery(Scenario):
         if self._callers is not None:
             self._callers.finish(0.0)
         for process in self._leaders:
-            self._family.adopt_session(process.pid)
+            if process.returncode is None:  # else its number may be another's session by now
+                self._family.adopt_session(process.pid)
         self._family.signal(signal.SIGKILL)
         for process in self._leaders:
             put_down(process)

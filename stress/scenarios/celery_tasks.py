@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -18,18 +17,11 @@ guard(desk.brief.bound)
 app = make_app(Path(desk.brief.folder) / "celery")
 
 
-class Here:
-    """Of this child."""
-
-    dice: Random
-
-
 def question(token: str) -> dict[str, Any]:
-    return desk.answer(token, Here.dice).as_dict()
+    return desk.answer(token, Random(f"{desk.brief.seed} {token}")).as_dict()
 
 
 def begin(**_: Any) -> None:
-    Here.dice = Random(f"{desk.brief.seed} {os.getpid()}")
     desk.enter()
 
 

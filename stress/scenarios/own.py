@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -40,6 +40,8 @@ class Own(Scenario):
         self._family = Family()
         self._log = open(self.log, "ab")  # noqa: SIM115
         self._is_over = False
+        #: Ends by a signal that was no fault. Without a server, one may end with a status above 0.
+        self._wrong: list[str] = []
 
     @property
     def interpreters(self) -> int:
@@ -81,15 +83,20 @@ class Own(Scenario):
             status = process.poll()
             if status is not None and not self._is_over:
                 self._crew.remove(process)
-                if status != -signal.SIGKILL:
-                    self.happened("ended", f"process {process.pid} ended with status {status}")
+                self._note_end(process.pid, status)
                 self._begin()
+
+    def _note_end(self, pid: int, status: int) -> None:
+        if status != -signal.SIGKILL:
+            told = f"process {pid} ended with status {status}"
+            self.happened("ended", told)
+            self._wrong += [told] if status < 0 else []
 
     def finish(self, bound: float) -> list[str]:
         self._is_over = True
         (self.folder / "over").touch()
         deadline = time.monotonic() + bound
-        wrong = []
+        wrong = list(self._wrong)
         for process in self._crew:
             try:
                 status = process.wait(max(0.1, deadline - time.monotonic()))
@@ -103,7 +110,8 @@ class Own(Scenario):
     def close(self) -> None:
         self._is_over = True
         for process in self._crew:
-            self._family.adopt_session(process.pid)
+            if process.returncode is None:  # else its number may be another's session by now
+                self._family.adopt_session(process.pid)
         self._family.signal(signal.SIGKILL)
         for process in self._crew:
             put_down(process)
@@ -116,6 +124,7 @@ class Threads(Own):
 
     name = "threads"
     summary = "one process, all threads in it"
+    fixed: Mapping[str, int] = {"processes": 1}
 
     def __init__(self, brief: Brief, processes: int, *args: Any) -> None:
         super().__init__(brief, 1, *args)

@@ -29,6 +29,7 @@ class Pools(Scenario):
     name = "pool"
     summary = "tasks for a multiprocessing.Pool, or for a ProcessPoolExecutor"
     variants: Mapping[str, str] = {name: way.what for name, way in WAYS.items()}
+    fixed: Mapping[str, int] = {"threads": 1}
     # Workers ask in their main thread, where the code of the Pool is above.
     without = frozenset({"interrupt"})
 
@@ -120,7 +121,8 @@ class Pools(Scenario):
     def close(self) -> None:
         if self._parent is None:
             return
-        self._family.adopt_session(self._parent.pid)
+        if self._parent.returncode is None:  # else its number may be another's session by now
+            self._family.adopt_session(self._parent.pid)
         self._family.signal(signal.SIGKILL)
         put_down(self._parent)
 

@@ -20,7 +20,6 @@ class Here:
     """Of this process. What is forked inherits the desk, others make one."""
 
     desk: Desk | None = None
-    dice: Random
     taken: int
 
 
@@ -29,7 +28,6 @@ def begin() -> None:
     if Here.desk is None:
         Here.desk = Desk(Brief.here())
     brief = Here.desk.brief
-    Here.dice = Random(f"{brief.seed} {os.getpid()}")
     path = Path(brief.folder) / TAKEN / str(os.getpid())
     Here.taken = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
     Here.desk.enter()
@@ -40,7 +38,7 @@ def answer(token: str) -> Answer:
     """The task."""
     assert Here.desk is not None
     os.pwrite(Here.taken, token.ljust(WIDTH).encode(), 0)
-    return Here.desk.answer(token, Here.dice)
+    return Here.desk.answer(token, Random(f"{Here.desk.brief.seed} {token}"))
 
 
 def taken_by(folder: Path, pid: int) -> str:

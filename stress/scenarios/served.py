@@ -192,6 +192,10 @@ class Served(Scenario):
             return len(self.workers()) == self.processes and bool(line.ask("/"))
         return False
 
+    def _all_work(self) -> bool:
+        diaries = self.folder / "diaries"
+        return all((diaries / f"w{pid}").exists() for pid in self.workers())
+
     @property
     def master(self) -> int:
         assert self._process is not None
@@ -222,6 +226,8 @@ class Served(Scenario):
     def finish(self, bound: float) -> list[str]:
         """Callers first: nobody is to be cut by the end of the server."""
         self.calm()
+        # uWSGI does not end a worker that is at its start: it is told too early, and is not again.
+        until(self._all_work, min(bound, GONE))
         deadline = time.monotonic() + bound
         wrong = [] if self.is_alive else [f"{self.name} has ended by itself"]
         if self._callers is not None:

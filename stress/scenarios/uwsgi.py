@@ -40,6 +40,7 @@ class Uwsgi(Served):
         "recycle": "fork-hooks, workers that leave after some 60 questions",
         "reload": "fork-hooks, new workers every two seconds, by turns with an exec of the master",
     }
+    fixed: Mapping[str, int] = {"threads": 1}
     said: Mapping[str, str] = {"recycle": r"The work of process (\d+) is done"}
 
     _count = 0

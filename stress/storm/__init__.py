@@ -16,11 +16,11 @@ import os
 import platform
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import TypeVar
 
 import nimue
 from nimue.cli import extra
+from stress import places
 from stress.bench.report import Part, Sheet, Table, verdict
 from stress.bench.runs import percentile
 from stress.ground import perform
@@ -167,7 +167,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--limit", type=_number(1, 64), default=5, help="connections in all; 5")
     parser.add_argument("--seed", type=int, default=1, help="for all that is chosen; 1")
     parser.add_argument("--dsn", help="of a PostgreSQL that is there, instead of one of its own")
-    parser.add_argument("--json", type=_file, metavar="FILE", help="write every figure there")
+    parser.add_argument("--json", type=places.file, metavar="FILE", help="write every figure there")
     return parser
 
 
@@ -184,9 +184,3 @@ def _number(least: N, most: N) -> Callable[[str], N]:
         return value
 
     return number
-
-
-def _file(text: str) -> Path:
-    if not Path(text).absolute().parent.is_dir():
-        raise argparse.ArgumentTypeError(f"{text!r}: there is no such folder")
-    return Path(text)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import platform
 import secrets
+import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,15 +24,17 @@ from stress.scenarios.base import Scenario
 from stress.trial import faults
 from stress.trial.brief import Brief
 from stress.trial.diaries import Diaries
-from stress.trial.growth import judge_growth
+from stress.trial.growth import LONG, judge_growth
 from stress.trial.mischief import Mischief
 from stress.trial.oracle import Processes, Sessions
 from stress.trial.record import Happening, Record
 from stress.trial.site import Site
-from stress.trial.verdict import Evidence, Ledger, audit, judge
+from stress.trial.verdict import Evidence, audit, judge
 
 #: Seconds between two turns; in which all is to be right again, and without a failure for how long.
 TICK, RECOVERY, GOOD = 0.02, 20.0, 1.5
+#: What an orphan dies of that nobody sent: it hung, or went wrong.
+CRASHES = (signal.SIGALRM, signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE)
 #: Seconds in which the processes have to end, beyond the pool's timeout; and the server to see it.
 END, SETTLED = 15.0, 10.0
 
@@ -78,6 +82,8 @@ class Course:
         self.limits = site.shared / self.mark
         self.limits.mkdir(mode=0o700)
         self.befallen: list[Happening] = []
+        #: Since when no question failed any more; None: not yet.
+        self._good_since: float | None = None
         #: Children that were there before, and are somebody else's.
         self._others = orphans.children()
         self.begun = time.monotonic()
@@ -110,13 +116,17 @@ class Course:
             hold=plan.hold,
             pause=plan.pause,
             limits=str(self.limits),
+            extra={"cleanup_interval": 1},  # what is swept in a minute is to be seen in seconds
         )
         return scenario(plan.scenario)(brief, plan.processes, plan.variant, self._befell)
 
     def _make_mischief(self) -> Mischief:
         plan, site = self.plan, self.site
         due = faults.schedule(plan.rates, plan.seconds, plan.seed)
-        return Mischief(due, self.scenario, site.database, site.proxy, plan.seed, self.begun)
+        return Mischief(
+            *(due, self.scenario, site.database, site.proxy, plan.seed, self.begun),
+            spares=plan.seconds >= LONG,
+        )
 
     def _befell(self, kind: str, detail: str) -> None:
         self.befallen.append(Happening(self.elapsed, kind, detail))
@@ -128,25 +138,33 @@ class Course:
     def run(self) -> Record:
         """Raises: DemoFailed when it cannot go on."""
         try:
-            with self.site.held():
-                self.sessions.start()
-                self.scenario.start()
-            self._begin()
-            recovered = self._last()
-            with self.site.held():
-                troubles = self.scenario.finish(self.plan.timeout + END)
-                left = self._left()
+            try:
+                with self.site.held():
+                    self.sessions.start()
+                    self.scenario.start()
+                self._begin()
+                recovered = self._last()
+                with self.site.held():
+                    troubles = self.scenario.finish(self.plan.timeout + END)
+                    left = self._left()
+            finally:
+                self._end()
+            return self._conclude(recovered, troubles, left)
         finally:
-            with self.site.held():
-                self.mischief.calm()
-                self.scenario.close()
-                orphans.end(self._ours())
-        return self._conclude(recovered, troubles, left)
+            self.sessions.stop()
+
+    def _end(self) -> None:
+        """End all that runs, even if some of it cannot be ended."""
+        with self.site.held(), ExitStack() as stack:
+            stack.callback(lambda: orphans.end(self._ours()))
+            stack.callback(self.scenario.close)
+            stack.callback(self.mischief.calm)
 
     def _begin(self) -> None:
-        """The time counts from here: all are at work."""
+        """The plan's seconds count from here: all are at work."""
         self.mischief.start()
-        while self.elapsed < self.plan.seconds:
+        over = self.elapsed + self.plan.seconds
+        while self.elapsed < over:
             self._turn()
             self.mischief.act()
 
@@ -156,21 +174,32 @@ class Course:
         self.diaries.read()
         self.processes.look(self._living)
         self._look(self)
-        orphans.reap(self._ours())
+        orphans.reap(self._ours(), self._bury)
         time.sleep(TICK)
+
+    def _bury(self, pid: int, status: int) -> None:
+        """Of an orphan nobody else tells how it ended."""
+        if -status in CRASHES:
+            self.diaries.hung.append(f"orphan {pid} ended by signal {-status}")
 
     def _last(self) -> float | None:
         """No more faults: seconds until nothing failed any more, None if that never came."""
         self.mischief.calm()
         self.scenario.calm()
-        calm = self.elapsed
+        calm = failed = answered = self.elapsed
+        questions = self.diaries.questions
+        seen = len(questions)
         while (now := self.elapsed) < calm + RECOVERY:
             self._turn()
-            late = [one for one in self.diaries.questions[-2000:] if (one.ended or 0) > calm]
-            failed = [one.ended or 0.0 for one in late if one.error]
-            since = max(failed, default=calm)
-            if now - since > GOOD and any((one.ended or 0) > since for one in late):
-                return since - calm
+            for one in questions[seen:]:
+                if one.error:
+                    failed = max(failed, one.ended or 0.0)
+                else:
+                    answered = max(answered, one.ended or 0.0)
+            seen = len(questions)
+            if now - failed > GOOD and answered > failed:
+                self._good_since = failed
+                return failed - calm
         return None
 
     def _living(self) -> list[int]:
@@ -186,37 +215,12 @@ class Course:
         return [f"process {pid} is left: {command_line(pid)}" for pid in sorted(pids)]
 
     def _conclude(self, recovered: float | None, troubles: list[str], left: list[str]) -> Record:
-        plan, database = self.plan, self.site.database
+        plan = self.plan
         after = self.sessions.settled(SETTLED)
         self.sessions.stop()
         self.diaries.finish()
         permits, reclaimed = self._count_permits()
-        troubles = [*troubles, *self.mischief.wrong]
-        troubles += [self.sessions.error] if self.sessions.error else []
-        if plan.contender == "nimue" and troubles:
-            troubles.append(tail(self.scenario.log, 30))
-        done = Counter(one.kind for one in [*self.mischief.done, *self.diaries.happenings])
-        evidence = Evidence(
-            diaries=self.diaries,
-            ledger=self._audit(),
-            faults=done,
-            rates=plan.rates,
-            limit=plan.limit,
-            each=plan.poolmax,
-            timeout=plan.timeout,
-            most=self.sessions.census.most,
-            lasting=self.sessions.census.lasting,
-            most_of_one=self.sessions.most_of_one,
-            recovered=recovered,
-            sessions=after,
-            totalmax=plan.totalmax,
-            permits=permits,
-            left=left,
-            descriptors=max(0, count_files()[1] - self._files),
-            knows_sessions=database.server != "sqlite",
-            troubles=troubles,
-        )
-        checks, notes = judge(evidence)
+        checks, notes = judge(self._evidence(recovered, after, permits, troubles, left))
         checks += judge_growth(self.processes.samples, plan.seconds)
         return Record(
             scenario=plan.scenario,
@@ -239,16 +243,51 @@ class Course:
             notes=notes,
         )
 
+    def _evidence(
+        self,
+        recovered: float | None,
+        after: int,
+        permits: int | None,
+        troubles: list[str],
+        left: list[str],
+    ) -> Evidence:
+        plan = self.plan
+        troubles = [*troubles, *self.mischief.wrong]
+        troubles += [self.sessions.error] if self.sessions.error else []
+        if plan.contender == "nimue" and troubles:
+            troubles.append(tail(self.scenario.log, 30))
+        return Evidence(
+            diaries=self.diaries,
+            ledger=audit(self.diaries.questions, self.site.database.tally()),
+            faults=Counter(one.kind for one in [*self.mischief.done, *self.diaries.happenings]),
+            rates=plan.rates,
+            seconds=plan.seconds,
+            limit=plan.limit,
+            each=plan.poolmax,
+            timeout=plan.timeout,
+            most=self.sessions.census.most,
+            lasting=self.sessions.census.lasting,
+            most_of_one=self.sessions.most_of_one,
+            recovered=recovered,
+            good_since=self._good_since,
+            sessions=after,
+            totalmax=plan.totalmax,
+            permits=permits,
+            left=left,
+            descriptors=max(0, count_files()[1] - self._files),
+            knows_sessions=self.site.database.server != "sqlite",
+            troubles=troubles,
+        )
+
     def _happenings(self) -> list[Happening]:
         every = [*self.mischief.done, *self.diaries.happenings, *self.befallen]
         return sorted(every, key=lambda one: one.at)
 
-    def _audit(self) -> Ledger:
-        return audit(self.diaries.questions, self.site.database.tally())
-
     def _count_permits(self) -> tuple[int | None, int | None]:
         if self.plan.totalmax is None or self.plan.contender != "nimue":
             return None, None
+        if not any(self.limits.iterdir()):  # one that nobody has used has all of them
+            return 0, None
         return count_permits(self.mark, self.plan.totalmax, self.limits)
 
 
@@ -267,7 +306,8 @@ def versions(site: Site) -> dict[str, str]:
 def settings(plan: Plan) -> dict[str, Any]:
     """As the command line would say it."""
     named = ("dialect", "processes", "threads", "poolmax", "totalmax", "timeout", "hold", "pause")
-    told = {name: getattr(plan, name) for name in named}
+    fixed = scenario(plan.scenario).fixed
+    told = {name: getattr(plan, name) for name in named if name not in fixed}
     return told | {"fault": [f"{kind}={rate:g}" for kind, rate in plan.rates.items()]} | {
         "load": f"{os.getloadavg()[0]:.1f} on {os.cpu_count() or 1} processors"
     }

@@ -19,6 +19,8 @@ from stress.trial.words import told
 
 #: Seconds in which all workers have to be gone when it is over, beyond the wait for a connection.
 END = 5.0
+#: That one which has to be put down has to show where it stands.
+SHOWN = 1.0
 #: That the parent sleeps between two looks at its children.
 TICK = 0.01
 
@@ -77,9 +79,11 @@ class Parent:
                 self._note_end(pid, os.waitstatus_to_exitcode(status))
 
     def _note_end(self, pid: int, status: int) -> None:
-        """A worker that was put down by its own alarm had hung."""
+        """A worker that was put down by its own alarm had hung. No fault sends but SIGKILL."""
         if status == -signal.SIGALRM:
             self._desk.diary.note("hung", now(), pid, "a worker hung, and was put down")
+        elif status < 0 and status != -signal.SIGKILL:
+            self._desk.note_wrong(f"worker {pid} ended by signal {-status}")
 
     def _end(self) -> None:
         deadline = time.monotonic() + self._desk.brief.timeout + END
@@ -88,6 +92,9 @@ class Parent:
             time.sleep(TICK)
         for pid in self._workers:
             os.kill(pid, signal.SIGALRM)  # it shows where every thread stands, and dies
+        time.sleep(SHOWN)
+        for pid in self._workers:
+            os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
             self._note_end(pid, -signal.SIGALRM)
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from random import Random
 from typing import TYPE_CHECKING, Any
 
+from stress.trial.desk import DRIVER
 from stress.trial.tickets import Deed
 from stress.trial.words import told
 
@@ -51,7 +52,7 @@ def interrupt(desk: Desk, conn: Any, dice: Random) -> None:
     others = [
         thread
         for thread in threading.enumerate()
-        if thread.name.startswith("driver-") and thread is not threading.current_thread()
+        if thread.name.startswith(DRIVER) and thread is not threading.current_thread()
     ]
     if others:
         victim = dice.choice(others)
@@ -81,10 +82,12 @@ def _in_child(desk: Desk, what: str, live: Callable[[], None]) -> None:
         signal.alarm(CHILD_BOUND)
         desk.enter_child(f"{parent}.{os.getpid()}")
         live()
-    except Exception as error:
-        desk.note_wrong(told(error))
     except SystemExit:
         raise
+    except KeyboardInterrupt:  # meant for a thread of the parent, which is not to go on here
+        pass
+    except BaseException as error:
+        desk.note_wrong(told(error))
     os._exit(0)
 
 
@@ -96,8 +99,11 @@ def _reaper(desk: Desk, pid: int, what: str) -> None:
             _, status = os.waitpid(pid, 0)
         except ChildProcessError:  # whoever reaps all children of this process was faster
             return
-        if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGALRM:
+        code = os.waitstatus_to_exitcode(status)
+        if code == -signal.SIGALRM:
             desk.note_wrong(f"a child hung: {what}")
+        elif code < 0 and -code not in (signal.SIGTERM, signal.SIGKILL):
+            desk.note_wrong(f"a child ended by signal {-code}: {what}")
 
     threading.Thread(target=wait, name="reaper", daemon=True).start()
 

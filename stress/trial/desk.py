@@ -40,7 +40,7 @@ class Answer:
         token: the question's.
         outcome: ``ok``, ``refused`` or ``unknown``.
         pid: of the process that took it.
-        waited: nanoseconds for a connection.
+        waited: nanoseconds for a connection, or until it was refused.
         backend: the session's number on the server; 0 if there was none.
         error: what went wrong, or "".
         wrong: it was no fault of the server's: somebody else's answer.
@@ -121,8 +121,10 @@ class Desk:
             self.enter()
         asked, waited, backend, outcome = now(), 0, 0, REFUSED
         try:
-            conn = self.pool.acquire()
-            waited = now() - asked
+            try:
+                conn = self.pool.acquire()
+            finally:
+                waited = now() - asked
             error: BaseException | None = None
             is_lost = False
             try:

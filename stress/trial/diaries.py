@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,9 @@ from stress.trial.record import Happening, Question
 
 #: What is read of one diary at a time, in bytes.
 PORTION = 1 << 20
+#: Seconds between two looks at all of them, of which there are thousands in an hour; and after
+#: which one that is still is not looked at in between.
+EVERY, STILL = 0.5, 5.0
 
 
 class Diaries:
@@ -27,6 +32,10 @@ class Diaries:
         self._folder, self._begun = folder, begun
         #: How far each has been read.
         self._read: dict[str, int] = {}
+        self._sizes: dict[str, int] = {}
+        #: Those that grow, and until when each counts as such; and when to look at all.
+        self._young: dict[str, float] = {}
+        self._due = 0.0
         #: Questions without an end so far, and when they began.
         self._asked: dict[str, float] = {}
         self.questions: list[Question] = []
@@ -47,14 +56,28 @@ class Diaries:
     def read(self) -> list[Question]:
         """Take in what was written since; the questions that ended in it."""
         before = len(self.questions)
-        for path in sorted(self._folder.iterdir()):
-            for what, *values in self._lines(path):
+        for name in self._grown():
+            for what, *values in self._lines(self._folder / name):
                 note: Callable[..., None] = getattr(self, f"_{what}")
                 note(*values)
         return self.questions[before:]
 
+    def _grown(self) -> list[str]:
+        """The names of those that are longer than they were; a new one is seen at the next look."""
+        now = time.monotonic()
+        names: Iterable[str] = self._young
+        if now >= self._due:
+            self._due, names = now + EVERY, os.listdir(self._folder)
+        sizes = {name: os.stat(self._folder / name).st_size for name in names}
+        found = sorted(name for name, size in sizes.items() if size > self._sizes.get(name, 0))
+        self._sizes |= sizes
+        self._young = {name: until for name, until in self._young.items() if until > now}
+        self._young |= dict.fromkeys(found, now + STILL)
+        return found
+
     def finish(self) -> None:
         """Whatever was asked and never ended, nobody knows what became of."""
+        self._due = 0.0
         self.read()
         for token, began in self._asked.items():
             self.questions.append(Question(token, began, None, UNKNOWN, 0, 0.0))

@@ -46,6 +46,8 @@ class Fault(NamedTuple):
 def parse(texts: Sequence[str], possible: frozenset[str] | None = None) -> dict[str, float]:
     """``kill=0.5`` means one every two seconds, ``kill`` one a second, ``all=1`` all of them.
 
+    What comes later counts: ``kill=0`` after ``all=1`` takes one out again.
+
     Raises:
         argparse.ArgumentTypeError: that names no fault, or no rate.
     """
@@ -59,7 +61,7 @@ def parse(texts: Sequence[str], possible: frozenset[str] | None = None) -> dict[
         value = _rate(kind, rate or "1")
         every = sorted(KINDS if possible is None else possible)
         rates |= dict.fromkeys(every if kind == "all" else [kind], value)
-    return rates
+    return {kind: rate for kind, rate in rates.items() if rate}
 
 
 def _rate(kind: str, text: str) -> float:
@@ -67,9 +69,9 @@ def _rate(kind: str, text: str) -> float:
         rate = float(text)
     except ValueError:
         rate = -1.0
-    if not 0 < rate <= MOST:
+    if not 0 <= rate <= MOST:
         raise argparse.ArgumentTypeError(
-            f"{kind}={text}: a rate is a number per second, above 0 and at most {MOST:g}"
+            f"{kind}={text}: a rate is a number per second, from 0 to {MOST:g}"
         )
     return rate
 

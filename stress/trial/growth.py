@@ -11,6 +11,8 @@ from stress.trial.record import Health
 
 #: A trial is long from here on, in seconds; who lives long was seen for this part of it.
 LONG, PART = 120.0, 0.6
+#: Not seen for so many seconds, it was another: the system gives a number again.
+GAP = 20.0
 #: What counts as the same: so many bytes and this part more, descriptors, threads.
 BYTES, MORE, DESCRIPTORS, THREADS = 4 << 20, 0.10, 3, 2
 
@@ -19,14 +21,21 @@ def judge_growth(samples: Sequence[Health], seconds: float) -> list[Check]:
     """The second quarter of each long life, held against its last."""
     if seconds < LONG:
         return []
-    lives: dict[int, list[Health]] = defaultdict(list)
-    for sample in samples:
-        lives[sample.pid].append(sample)
-    long = [life for life in lives.values() if life[-1].at - life[0].at >= PART * seconds]
+    long = [life for life in _lives(samples) if life[-1].at - life[0].at >= PART * seconds]
     checks = [Check("processes that lived long", f"{len(long)}", "some", bool(long))]
     for life in long:
         checks += _judge(life)
     return checks
+
+
+def _lives(samples: Sequence[Health]) -> list[list[Health]]:
+    lives: dict[int, list[list[Health]]] = defaultdict(list)
+    for sample in samples:
+        of_number = lives[sample.pid]
+        if not of_number or sample.at - of_number[-1][-1].at > GAP:
+            of_number.append([])
+        of_number[-1].append(sample)
+    return [life for of_number in lives.values() for life in of_number]
 
 
 def _judge(life: Sequence[Health]) -> list[Check]:

@@ -37,7 +37,8 @@ class Mischief:
         due: the faults, in order of time.
         scenario, database, proxy: whom they befall.
         seed: of whom.
-        begun: seconds on the monotonic clock.
+        begun: when the trial began, on the monotonic clock; what is told counts from there.
+        spares: one worker of several is never killed, to show what grows in a long life.
     """
 
     def __init__(
@@ -48,10 +49,13 @@ class Mischief:
         proxy: Proxy | None,
         seed: int,
         begun: float,
+        spares: bool = False,
     ) -> None:
         self._due, self._next = due, next(due, None)
         self._scenario, self._database, self._proxy = scenario, database, proxy
         self._dice, self._begun = Random(f"{seed} victims"), begun
+        self._started = begun
+        self._spares, self._witness = spares, 0
         self._psutil = extra.load("psutil")
         self._tickets = Tickets(scenario.folder / "tickets")
         #: What has to be undone, and when.
@@ -63,6 +67,8 @@ class Mischief:
         self.wrong: list[str] = []
 
     def start(self) -> None:
+        """The times of the faults count from here."""
+        self._started = time.monotonic()
         self._hand.start()
 
     @property
@@ -73,7 +79,7 @@ class Mischief:
         """Do what is due, and undo what has lasted long enough."""
         now = time.monotonic()
         self._undo_those(lambda when: when <= now)
-        while self._next is not None and self._next.at <= now - self._begun:
+        while self._next is not None and self._next.at <= now - self._started:
             self._do(self._next)
             self._next = next(self._due, None)
 
@@ -111,6 +117,9 @@ class Mischief:
 
     def _signal(self, fault: Fault) -> None:
         workers = self._scenario.workers()
+        if fault.kind == "kill" and self._spares and len(workers) > 1:
+            self._witness = self._witness if self._witness in workers else workers[0]
+            workers.remove(self._witness)
         if not workers:
             return
         # By identity: a number that is another's meanwhile is not signalled.
@@ -163,12 +172,12 @@ class Mischief:
             self._note("restart", f"down for {fault.lasts:.2f} s")
             self._database.restart(down=fault.lasts)
         elif fault.kind == "full":
-            self._note("full", f"for {fault.lasts:.2f} s")
-            with self._database.take_rest():
+            with self._database.take_rest() as rest:
+                self._note("full", f"{len(rest)} connections, for {fault.lasts:.2f} s")
                 time.sleep(fault.lasts)
         else:
             sessions = sorted(self._database.sessions(self._scenario.brief.mark))
             if sessions:
                 backend = self._dice.choice(sessions)
-                self._note("terminate", f"session {backend}")
-                self._database.terminate(backend)
+                if self._database.terminate(backend):
+                    self._note("terminate", f"session {backend}")

@@ -1,12 +1,15 @@
-"""nimue's peers on a real server, each set up as its own documentation shows it for a web server.
+"""nimue's peers on a real server, each set up as its own documentation shows it for threads.
 
-All are made before the fork, open at most ``poolmax`` connections in a process, and wait up to
-``timeout`` seconds for one where they can. Where they ask for a choice, their default is taken.
+All are made before the fork, which not all of them are meant for: where the documentation says how
+a pool is shared with children, that is tried beside it. They open at most ``poolmax`` connections
+in a process, and wait up to ``timeout`` seconds for one where they can. Where they ask for a
+choice, their default is taken, as it is for nimue.
 """
 
 from __future__ import annotations
 
 import importlib
+import os
 import threading
 from importlib.metadata import version
 from typing import Any
@@ -133,8 +136,14 @@ class Psycopg2Pool(Pool):
         # Its own takes fixed arguments only, and the session's name tells the process.
         kind = type("Pool", (module.ThreadedConnectionPool,), {"_connect": opened})
         self.pool: Any = kind(brief.poolmin, brief.poolmax)
+        self._most = brief.poolmax
         self._room = threading.Semaphore(brief.poolmax)
         self._timeout = brief.timeout
+
+    def enter_child(self) -> None:
+        # The semaphore is ours, and so would be the blame for what it inherits: a new one, with as
+        # much room as the pool itself sees.
+        self._room = threading.Semaphore(self._most - len(self.pool._used))
 
     def acquire(self) -> Any:
         if not self._room.acquire(timeout=self._timeout):
@@ -153,6 +162,37 @@ class Psycopg2Pool(Pool):
 
     def close(self, timeout: float) -> None:
         self.pool.closeall()
+
+
+class _Anew(Pool):
+    """The same, made anew in each child: one that was made before the fork is left alone there."""
+
+    def __init__(self, brief: Brief, connect: Connect) -> None:
+        super().__init__(brief, connect)
+        self._again = brief, connect
+        self._made_in = os.getpid()
+
+    def enter_child(self) -> None:
+        if self._made_in != os.getpid():
+            # Its connections are the parent's: they are kept from being closed.
+            _PARENTS.append(self.__dict__.copy())
+            self.__init__(*self._again)  # type: ignore[misc]
+
+
+#: What was inherited, and nobody is to finalise.
+_PARENTS: list[dict[str, Any]] = []
+
+
+class PsycopgPoolAnew(_Anew, PsycopgPool):
+    """The same, and another in each child: psycopg's connections are to be made after the fork."""
+
+
+class Psycopg2PoolAnew(_Anew, Psycopg2Pool):
+    """The same, and another in each child: psycopg2's connections are not shared by processes."""
+
+
+class DBUtilsAnew(_Anew, DBUtils):
+    """The same, and another in each child, as its documentation shows it."""
 
 
 class Nimue003(Pool):

@@ -46,7 +46,6 @@ class Nimue(Pool):
             totalmax=brief.totalmax,
             name=brief.mark if brief.totalmax is not None else None,
             timeout=brief.timeout,
-            cleanup_interval=1,
             **brief.extra,
         )
 
@@ -70,8 +69,11 @@ WHERE: Mapping[str, tuple[str, str]] = {
     "sqlalchemy": ("stress.trial.peers", "SQLAlchemy"),
     "sqlalchemy-disposed": ("stress.trial.peers", "SQLAlchemyDisposed"),
     "psycopg_pool": ("stress.trial.peers", "PsycopgPool"),
+    "psycopg_pool-anew": ("stress.trial.peers", "PsycopgPoolAnew"),
     "dbutils": ("stress.trial.peers", "DBUtils"),
+    "dbutils-anew": ("stress.trial.peers", "DBUtilsAnew"),
     "psycopg2.pool": ("stress.trial.peers", "Psycopg2Pool"),
+    "psycopg2.pool-anew": ("stress.trial.peers", "Psycopg2PoolAnew"),
     "nimue-0.0.3": ("stress.trial.peers", "Nimue003"),
 }
 

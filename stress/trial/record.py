@@ -17,7 +17,7 @@ class Question:
         ended: when; None where nobody came back to tell.
         outcome: ``ok``, ``refused``, or ``unknown``, also where it never ended.
         pid: of the process that took it; 0 if unknown.
-        waited: seconds for a connection.
+        waited: seconds for a connection, or until it was refused.
         wrong: it got somebody else's answer.
     """
 

@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+from nimue.cli.demo_verdict import DemoFailed
 from nimue.cli.interrupt import Interrupts
 from stress import orphans
 from stress.databases import Database, make
@@ -45,8 +46,13 @@ class Site(Ground):
             self.database.connections = connections
         with self._interrupts.held():
             self._stack.callback(self.database.close)
+            self._stack.callback(lambda: self.known.update(self.children()))  # restarted since
             self.database.open(dsn, self._folder)
-            if with_proxy and self.database.port is not None:
+            if with_proxy:
+                if self.database.port is None:
+                    raise DemoFailed(
+                        "stall, cut, slow and refuse: only for a server that listens on 127.0.0.1"
+                    )
                 self.proxy = Proxy(self.database.port, self._noted)
                 self._stack.callback(self.proxy.close)
             self.known.update(self.children())

@@ -23,6 +23,8 @@ EXPECTED = re.compile(
     r"|NoAnswer|RemoteDisconnected|BadStatusLine|IncompleteRead|BrokenProcessPool|WorkerLostError"
     r"|TaskLost"
 )
+#: A fault of which so many are to be expected comes at least once: but for 45 in a million trials.
+SURE = 10.0
 #: Kinds of faults after which a question may have no end.
 CUT = frozenset({"kill", "interrupt", "fork", "restart", "terminate", "cut", "stall", "stop"})
 
@@ -66,9 +68,11 @@ class Evidence:
     """All that the verdict rests on.
 
     Args:
+        rates: of the faults that were asked for, per second, for so many ``seconds``.
         limit: sessions that may be there at once.
         each: of one process.
         recovered: seconds after the last fault until no question failed any more; None: never.
+        good_since: when that was; whatever was asked later has to be answered.
         left: processes that outlived the end.
         permits: that could be taken at the end; None without a shared limit.
         troubles: what went wrong with the run itself.
@@ -78,6 +82,7 @@ class Evidence:
     ledger: Ledger | None
     faults: Mapping[str, int]
     rates: Mapping[str, float]
+    seconds: float
     limit: int
     each: int
     timeout: float
@@ -85,6 +90,7 @@ class Evidence:
     lasting: int
     most_of_one: int
     recovered: float | None
+    good_since: float | None
     sessions: int
     totalmax: int | None
     permits: int | None
@@ -104,8 +110,9 @@ def judge(seen: Evidence) -> tuple[list[Check], list[str]]:
     ]
     diaries = seen.diaries
     notes = [*diaries.wrong[:10], *diaries.hung[:10], *seen.left[:10], *seen.troubles[:10]]
-    failed = Counter(_kind(question.error) for question in diaries.questions if question.error)
-    notes += [f"{times:,} x {kind}" for kind, times in failed.most_common(6)]
+    if seen.ledger is not None and seen.ledger.unknown:
+        kept, unknown = seen.ledger.kept, seen.ledger.unknown
+        notes.append(f"Of {unknown:,} that nobody knows of, {kept:,} were committed.")
     return checks, notes
 
 
@@ -140,15 +147,30 @@ def _answers(seen: Evidence) -> list[Check]:
         ),
         count("  errors of no such kind", strange, 0),
         Check("  longest wait", f"{waited:.2f} s", f"at most {bound:g} s", waited <= bound),
+        _longest(seen),
         Check(
             "right again after the last fault",
             "never" if recovered is None else f"{recovered:.2f} s",
             "at last",
             recovered is not None,
         ),
+        count("  and failed after that", _failed_after(seen), 0),
         count("what must never be", len(seen.diaries.wrong), 0),
         count("hung workers", len(seen.diaries.hung), 0),
     ]
+
+
+def _longest(seen: Evidence) -> Check:
+    """From asking to the answer, which no fault here holds up for longer than it lasts."""
+    took = max((one.ended - one.began for one in seen.diaries.questions if one.ended), default=0.0)
+    bound = seen.timeout + 2 * SLACK
+    return Check("  longest answer", f"{took:.2f} s", f"at most {bound:g} s", took <= bound)
+
+
+def _failed_after(seen: Evidence) -> int:
+    """Of those that were asked when all was right again: no fault is to blame."""
+    since = float("inf") if seen.good_since is None else seen.good_since
+    return sum(one.began > since and one.outcome != OK for one in seen.diaries.questions)
 
 
 def _ledger(ledger: Ledger | None) -> list[Check]:
@@ -159,12 +181,6 @@ def _ledger(ledger: Ledger | None) -> list[Check]:
         count("  and doubled", ledger.doubled, 0),
         count("  and refused", ledger.ghosts, 0),
         count("  and never asked", ledger.strangers, 0),
-        Check(
-            "  of those nobody knows of",
-            f"{ledger.kept:,}",
-            f"any of {ledger.unknown:,}",
-            ledger.kept <= ledger.unknown,
-        ),
     ]
 
 
@@ -187,9 +203,11 @@ def _remains(seen: Evidence) -> list[Check]:
     checks += [
         count("processes left", len(seen.left), 0),
         count("descriptors left", seen.descriptors, 0),
+        count("  more at a worker's end", max([0, *seen.diaries.grown]), 0),
         count("troubles of the run", len(seen.troubles), 0),
     ]
     for kind, rate in seen.rates.items():
         done = seen.faults.get(kind, 0)
-        checks.append(Check(f"fault: {kind}", f"{done:,}", f"{rate:g} a second", True))
+        is_right = done > 0 or rate * seen.seconds < SURE
+        checks.append(Check(f"fault: {kind}", f"{done:,}", f"{rate:g} a second", is_right))
     return checks
