@@ -27,6 +27,8 @@ LAYERS = (
     | {"totalmax"},
     {"pool", "recipe", "totals"},
     {"managed"},
+    {name for name in TREES if name.startswith("database/")},
+    {name for name in TREES if name.startswith("rider/")},
     {"__init__"},
     {name for name in TREES if name.startswith("cli/")} | {"__main__"},
 )

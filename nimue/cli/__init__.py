@@ -58,6 +58,7 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", metavar="command")
     _add_demo(commands)
     _add_top(commands)
+    _add_rider(commands)
     return top
 
 
@@ -116,6 +117,19 @@ def _add_top(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     top.add_argument("--once", action="store_true", help="one picture")
     top.add_argument("--json", action="store_true", help="one picture, for programs")
     top.set_defaults(run=run_top)
+
+
+def _add_rider(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    from nimue.cli.rider import DESCRIPTION, add_arguments
+
+    rider = commands.add_parser(
+        "rider",
+        help="migrations of a database",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_arguments(rider)
+    rider.set_defaults(run=run_rider, parser=rider)
 
 
 def lacking(command: str, needed: Iterable[str]) -> str | None:
@@ -180,6 +194,12 @@ def run_top(namespace: argparse.Namespace) -> int:
     from nimue.cli.top import Options, run
 
     return run(Options(namespace.name, namespace.directory, namespace.once, namespace.json))
+
+
+def run_rider(namespace: argparse.Namespace) -> int:
+    from nimue.cli import rider
+
+    return rider.run(namespace)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
