@@ -31,6 +31,10 @@ class NimueNestedUseError(NimueError, RuntimeError):
     """A thread asked for the managed connection that it has already."""
 
 
+class MaxConnectionsExceeded(NimueNoConnectionAvailable, ValueError):
+    """A thread-bound database has lent all its connections, and waited as long as it may."""
+
+
 class NimueSemaphoreError(NimueError):
     """A limit that processes share cannot be had, or not in the way that was asked."""
 

@@ -27,6 +27,7 @@ LAYERS = (
     | {"totalmax"},
     {"pool", "recipe", "totals"},
     {"managed"},
+    {name for name in TREES if name.startswith("database/")},
     {"__init__"},
     {name for name in TREES if name.startswith("cli/")} | {"__main__"},
 )

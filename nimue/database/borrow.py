@@ -1,0 +1,107 @@
+"""How a thread comes by its connection, and for how long it waits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nimue.connection import NimueConnection
+from nimue.database.bound import Bound, Here
+from nimue.error import MaxConnectionsExceeded, NimuePoolTimeout
+from nimue.pool import NimueConnectionPool
+from nimue.settings import seconds, whole
+
+#: Seconds that a ``connect()`` may take where the caller did not want to wait for other threads.
+OPENING = 30.0
+
+#: Seconds in which another process may give up an idle connection before ``totalmax`` is exhausted.
+HANDOVER = 1.0
+
+#: Seconds; longer than any process lives.
+NEVER = 1e9
+
+
+def check_max_connections(value: object) -> int:
+    number = _number(value)
+    whole("max_connections", number, 1, "a whole number of at least 1")
+    return int(number)
+
+
+def check_timeout(value: object) -> float | None:
+    """Seconds to wait when all connections are lent; None not at all, 0 for ever."""
+    if value is None:
+        return None
+    number = _number(value)
+    seconds("timeout", number, "None, 0 (for ever) or a number of seconds")
+    return float(number)
+
+
+def times(stale_timeout: object) -> dict[str, Any]:
+    """The pool's parameters for that ``stale_timeout``."""
+    number = _number(stale_timeout)
+    if number is not None:
+        seconds("stale_timeout", number, "None or a number of seconds, 0 or more")
+    if not number:
+        return {"idle_timeout": NEVER, "max_lifetime": None}
+    return {
+        "idle_timeout": number,
+        "max_lifetime": number,
+        "cleanup_interval": min(60.0, number),
+    }
+
+
+def _number(value: Any) -> Any:
+    """A number that comes as text, as from the environment."""
+    if isinstance(value, str):
+        for kind in (int, float):
+            try:
+                return kind(value)
+            except ValueError:
+                pass
+    return value
+
+
+def acquire(
+    pool: NimueConnectionPool, here: Here, mine: Bound, timeout: float | None
+) -> NimueConnection:
+    """A connection of the pool's, by the rules of a database's ``timeout``.
+
+    Raises:
+        MaxConnectionsExceeded, NimuePoolTimeout, Exception: see ``PooledDatabase.connect``.
+    """
+    try:
+        if timeout is None:
+            return _acquire_at_once(pool, here, mine)
+        return _get(pool, timeout or None)
+    except NimuePoolTimeout as error:
+        if timeout is None and not is_exhausted(pool):
+            raise
+        raise MaxConnectionsExceeded(str(error)) from error
+
+
+def _acquire_at_once(pool: NimueConnectionPool, here: Here, mine: Bound) -> NimueConnection:
+    """One that is idle or can be opened. Those that are lent are not waited for."""
+    if here.ahead_of(mine) >= pool.poolmax:
+        raise MaxConnectionsExceeded(
+            f"all {pool.poolmax} connections of {pool.name!r} are lent (max_connections), and "
+            "timeout=None does not wait for one to come back"
+        )
+    if pool.totalmax is None:
+        return _get(pool, OPENING)
+    try:
+        return _get(pool, HANDOVER)
+    except NimuePoolTimeout:
+        if is_exhausted(pool):
+            raise
+        return _get(pool, OPENING)
+
+
+def is_exhausted(pool: NimueConnectionPool) -> bool:
+    """Whether no ``connect()`` is under way that has a permit: other processes have them all."""
+    if pool.totalmax is None:
+        return False
+    return not any(entry.permit is not None for entry in list(pool._state.connecting))
+
+
+def _get(pool: NimueConnectionPool, timeout: float | None) -> NimueConnection:
+    handle: NimueConnection = pool.getconnection(timeout=timeout)
+    return handle
