@@ -49,7 +49,8 @@ class Here:
         self.state = state
         self._threads = threading.local()  # looked up now: gevent may have put its own there
         self._numbers = count(1)
-        self._bound: dict[int, ref[Bound]] = {}
+        #: Those that count; what is dropped is taken out by C code, which no Ctrl-C cuts short.
+        self._bound: set[ref[Bound]] = set()
 
     @property
     def mine(self) -> Bound | None:
@@ -74,16 +75,23 @@ class Here:
     def candidate(self) -> Bound:
         """One more, which has no connection yet and counts from now on."""
         bound = Bound(next(self._numbers))
-        bounds, number = self._bound, bound.number
-        bounds[number] = ref(bound, lambda _: bounds.pop(number, None) and None)
+        self._bound.add(ref(bound, self._bound.discard))
         return bound
+
+    def withdraw(self, bound: Bound | None) -> None:
+        """It counts no longer, though a traceback may keep it; what it has goes back."""
+        self.unbind()
+        if bound is not None:
+            self._bound.discard(ref(bound))
+            if bound.handle is not None:
+                bound.handle.close()
 
     def ahead_of(self, mine: Bound) -> int:
         """How many have a connection, or will, that came before ``mine``.
 
         Of two that come at once for the last place, each sees the other, and one is ahead.
         """
-        found = [bound() for bound in list(self._bound.values())]
+        found = [bound() for bound in list(self._bound)]
         return sum(
             1
             for bound in found

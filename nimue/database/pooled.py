@@ -76,6 +76,21 @@ class PooledDatabase:
         )
         self._here = Here(self._pool._state)
 
+    @classmethod
+    def over(
+        cls,
+        pool: NimueConnectionPool,
+        timeout: float | str | None = None,
+        dialect: str | None = None,
+    ) -> PooledDatabase:
+        """A database over a pool of yours, for all that is not a parameter here."""
+        made = PooledDatabase.__new__(cls)
+        made._dialect = _dialect_named(dialect, pool.connfunc)
+        made._timeout = borrow.check_timeout(timeout)
+        made._pool = pool
+        made._here = Here(pool._state)
+        return made
+
     # What it is.
 
     @property
@@ -286,7 +301,9 @@ class PooledDatabase:
         with transaction.block(bound, speaks, self._driver(), commit):
             yield
             if self._now().mine is not bound:
-                raise NimueConnectionClosed("the connection of atomic() was closed in its block")
+                raise NimueConnectionClosed(
+                    "the connection of atomic() was closed in its block, or is the parent process's"
+                )
 
     # Inside.
 
@@ -305,11 +322,16 @@ class PooledDatabase:
         here = self._now()
         if here.mine is not None:
             return
-        bound = here.candidate()
-        bound.handle = handle = borrow.acquire(self._pool, here, bound, self._timeout)
-        entry = handle._lease[0]
-        entry.code, entry.lasti = frame.f_code, frame.f_lasti
-        here.bind(bound)
+        bound = None
+        try:
+            bound = here.candidate()
+            bound.handle = borrow.acquire(self._pool, here, bound, self._timeout)
+            entry = bound.handle._lease[0]
+            entry.code, entry.lasti = frame.f_code, frame.f_lasti
+            here.bind(bound)
+        except BaseException:
+            here.withdraw(bound)
+            raise
 
     def _mine(self) -> Bound:
         bound = self._now().mine

@@ -23,18 +23,18 @@ def block(
 
     With ``opens`` False it is one statement: that needs no BEGIN, and counts for nothing.
     """
-    conn = bound.handle
+    conn, depth = bound.handle, bound.depth
     assert conn is not None
-    if bound.depth:
-        around = _savepoint(conn, f"nimue_{bound.depth}", commit)
+    if depth:
+        around = _savepoint(conn, f"nimue_{depth}", commit)
     else:
         around = _transaction(conn, dialect, driver, commit, opens)
-    with around:
-        bound.depth += opens
-        try:
+    try:
+        with around:
+            bound.depth = depth + opens
             yield
-        finally:
-            bound.depth -= opens
+    finally:
+        bound.depth = depth
 
 
 @contextmanager
