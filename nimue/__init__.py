@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from nimue.connection import NimueConnection, NimueCursor
 from nimue.error import (
+    MaxConnectionsExceeded,
     NimueConnectionClosed,
     NimueDBModuleFailure,
     NimueError,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DEFAULT",
     "ManagedConnection",
+    "MaxConnectionsExceeded",
     "NimueConnection",
     "NimueConnectionClosed",
     "NimueConnectionPool",

@@ -99,6 +99,10 @@ def site(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Site]:
     site.finish()
 
 
+#: For what is about a server's sessions.
+SERVED = pytest.mark.parametrize("site", [*POSTGRES, *MARIADB], indirect=True)
+
+
 class TestStatements:
     def test_what_they_return(self, site: Site) -> None:
         db, table = site.db, site.table
@@ -234,13 +238,11 @@ class TestConnections:
             db.close()
         else:
             db.connect()
-            db.sql(f"insert into {site.table} (word) values ('parent')")
+            site.add("parent", db)
             with db.atomic():
-                site.add("rolled back", db)
+                site.add("in the middle", db)
                 self._child(site, db, start)
                 assert db.select(f"select count(*) as n from {site.table}") == [{"n": 3}]
-                raise_at_the_end = db.conn
-            assert raise_at_the_end is db.conn
             db.close()
             return
         self._child(site, db, start)
@@ -262,9 +264,9 @@ class TestConnections:
 
         assert start(child, leave="sys.exit").result()
 
+    @SERVED
     def test_statements_of_other_threads_are_cut_short(self, site: Site) -> None:
-        if site.server is None:
-            pytest.skip("there is no server to be cut off from")
+        assert site.server is not None
         db = site.make(1)
         sleeps = "select pg_sleep(30)" if db.dialect == "postgres" else "select sleep(30)"
         errors: list[BaseException] = []
@@ -295,9 +297,9 @@ class TestConnections:
             if "sleep(" in str(session):  # MariaDB looks at its client when it has slept
                 site.server.terminate(session[0])
 
+    @SERVED
     def test_a_connection_that_was_lost(self, site: Site) -> None:
-        if site.server is None:
-            pytest.skip("there is no server that could be gone")
+        assert site.server is not None
         db = site.make(1)
         db.connect()
         db.sql("select 1")
