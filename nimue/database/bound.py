@@ -80,7 +80,6 @@ class Here:
 
     def withdraw(self, bound: Bound | None) -> None:
         """It counts no longer, though a traceback may keep it; what it has goes back."""
-        self.unbind()
         if bound is not None:
             self._bound.discard(ref(bound))
             if bound.handle is not None:
