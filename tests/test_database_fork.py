@@ -260,7 +260,7 @@ def _handed_over(db: PooledDatabase) -> Callable[[], None]:
     return finish
 
 
-@pytest.mark.parametrize("scene", ["idle", "opened", "atomic", "waits", "for good"])
+@pytest.mark.parametrize("scene", ["idle", "opened", "atomic", "block", "waits", "for good"])
 def test_ctrl_c_at_any_point(scene: str) -> None:
     """Of connect(), a statement and close(): the connection is lent to nobody afterwards."""
     for n in range(1, 2000, 1 if scene == "idle" else 5):
@@ -273,6 +273,9 @@ def test_ctrl_c_at_any_point(scene: str) -> None:
             db.close()
         told = True
         with Blow("calls", n, KeyboardInterrupt) as blow, contextlib.suppress(KeyboardInterrupt):
+            if scene == "block":
+                with db, db:
+                    db.sql("update")
             db.connect()
             if scene == "atomic":
                 with db.atomic():
