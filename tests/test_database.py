@@ -18,6 +18,8 @@ from nimue.database import (
     PooledMySQLDatabase,
     PooledPostgreSQLDatabase,
     PooledSQLiteDatabase,
+    borrow,
+    force,
 )
 from nimue.error import NimueConnectionClosed, NimueError, NimueNoConnectionAvailable
 from tests.fakes import FakeDriver, FakeServer, OperationalError, spawn, until
@@ -189,18 +191,35 @@ class TestExhausted:
         db.close()
         db.pool.close()
 
-    def test_other_processes_have_all(self, server: FakeServer) -> None:
+    def test_other_processes_have_all(
+        self, server: FakeServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """Here it is another pool of the same name; an idle one of its is given up."""
         ours, theirs = (over(server, 2, name="t", totalmax=1) for _ in range(2))
         theirs.connect()
-        with pytest.raises(MaxConnectionsExceeded, match="totalmax"):
-            ours.connect()
+        with monkeypatch.context() as patch:
+            patch.setattr(borrow, "HANDOVER", 0.05)
+            with pytest.raises(MaxConnectionsExceeded, match=r"within 0\.\d s: .*totalmax"):
+                ours.connect()
         theirs.close()
         ours.connect()
         assert ours.pool.totalmax == 1
         ours.close()
         ours.pool.close()
         theirs.pool.close()
+
+    def test_a_slow_connect_is_no_exhaustion(
+        self, server: FakeServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(borrow, "HANDOVER", 0.05)
+        db = over(server, 2, name="t", totalmax=1)
+        with server.hold("connect") as gate:
+            slow = spawn(lambda: (db.connect(), db.close()))
+            gate.arrived(1)
+            until(lambda: db.pool.poolstats().timeouts == 1)
+            gate.release()
+        assert slow.result() == (None, True)
+        db.pool.close()
 
 
 class TestClosing:
@@ -257,8 +276,11 @@ class TestClosing:
         go.release()
         db.pool.close()
 
-    def test_not_under_a_statement(self, server: FakeServer) -> None:
+    def test_not_under_a_statement(
+        self, server: FakeServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """The driver is not called beside another call: it is closed when it comes back."""
+        monkeypatch.setattr(force, "PATIENCE", 0.05)
         db = over(server, 1)
 
         def holder() -> None:

@@ -202,6 +202,23 @@ def test_the_whole_number_in_each_process(socket_server: FakeServer) -> None:
     end(db.pool)
 
 
+@FORKS
+def test_who_was_connecting_at_the_fork(socket_server: FakeServer, fork: Fork) -> None:
+    """Has no place in the child, where that thread is not."""
+    db = over(socket_server, 1)
+    with socket_server.hold("execute") as gate:
+        elsewhere = spawn(lambda: (db.connect(), db.cursor.execute("update"), db.close()))
+        gate.arrived(1)
+        patient = PooledDatabase.over(db.pool)
+        waiting = spawn(lambda: (patient.connect(), patient.close()))
+        until(lambda: db.pool.poolstats().waiting)
+        assert fork(serves, patient) == 2
+        gate.release()
+    elsewhere.result()
+    assert waiting.result() == (None, True)
+    end(db.pool)
+
+
 @pytest.mark.parametrize("start", [Child, c_child])
 def test_what_a_killed_child_had(socket_server: FakeServer, start: Any) -> None:
     """Its permit is free at once."""
@@ -243,7 +260,7 @@ def _handed_over(db: PooledDatabase) -> Callable[[], None]:
     return finish
 
 
-@pytest.mark.parametrize("scene", ["idle", "opened", "atomic", "waits", "for good"])
+@pytest.mark.parametrize("scene", ["idle", "opened", "atomic", "block", "waits", "for good"])
 def test_ctrl_c_at_any_point(scene: str) -> None:
     """Of connect(), a statement and close(): the connection is lent to nobody afterwards."""
     for n in range(1, 2000, 1 if scene == "idle" else 5):
@@ -256,6 +273,9 @@ def test_ctrl_c_at_any_point(scene: str) -> None:
             db.close()
         told = True
         with Blow("calls", n, KeyboardInterrupt) as blow, contextlib.suppress(KeyboardInterrupt):
+            if scene == "block":
+                with db, db:
+                    db.sql("update")
             db.connect()
             if scene == "atomic":
                 with db.atomic():

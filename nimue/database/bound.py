@@ -20,7 +20,7 @@ class Bound:
     the thread ends, the handle is dropped, and the pool takes the connection back.
     """
 
-    __slots__ = ("__weakref__", "cursor", "depth", "handle", "number")
+    __slots__ = ("__weakref__", "blocks", "cursor", "depth", "handle", "number")
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -29,6 +29,8 @@ class Bound:
         self.cursor: NimueCursor | None = None
         #: How many ``atomic()`` blocks are open.
         self.depth = 0
+        #: How many ``with database:`` blocks it is for; 0 if ``connect()`` was called by hand.
+        self.blocks = 0
 
     @property
     def is_over(self) -> bool:
@@ -64,14 +66,6 @@ class Here:
     def unbind(self) -> None:
         self._threads.bound = None
 
-    @property
-    def openings(self) -> list[bool]:
-        """For each ``with database:`` that the running thread is in, whether it connected."""
-        found: list[bool] | None = getattr(self._threads, "openings", None)
-        if found is None:
-            found = self._threads.openings = []
-        return found
-
     def candidate(self) -> Bound:
         """One more, which has no connection yet and counts from now on."""
         bound = Bound(next(self._numbers))
@@ -80,7 +74,6 @@ class Here:
 
     def withdraw(self, bound: Bound | None) -> None:
         """It counts no longer, though a traceback may keep it; what it has goes back."""
-        self.unbind()
         if bound is not None:
             self._bound.discard(ref(bound))
             if bound.handle is not None:

@@ -193,11 +193,10 @@ class PooledDatabase:
 
     def __enter__(self) -> Self:
         """Connect, for the length of the block; within another one, that one's connection."""
-        openings = self._now().openings
-        connects = self.is_closed()
-        if connects:
-            self._connect(_getframe(1))
-        openings.append(connects)
+        if self.is_closed():
+            self._connect(_getframe(1), 1)
+        elif (bound := self._mine()).blocks:
+            bound.blocks += 1
         return self
 
     def __exit__(
@@ -206,9 +205,11 @@ class PooledDatabase:
         exc: BaseException | None,
         tb: TracebackType | None,
     ) -> None:
-        openings = self._now().openings
-        if openings and openings.pop():  # empty in a child that was forked inside
-            self.close()
+        bound = self._now().mine
+        if bound is not None and bound.blocks:
+            bound.blocks -= 1
+            if not bound.blocks:
+                self.close()
 
     # All connections.
 
@@ -318,13 +319,14 @@ class PooledDatabase:
                     self._here = Here(state)
         return self._here
 
-    def _connect(self, frame: FrameType) -> None:
+    def _connect(self, frame: FrameType, blocks: int = 0) -> None:
         here = self._now()
         if here.mine is not None:
             return
         bound = None
         try:
             bound = here.candidate()
+            bound.blocks = blocks
             bound.handle = borrow.acquire(self._pool, here, bound, self._timeout)
             entry = bound.handle._lease[0]
             entry.code, entry.lasti = frame.f_code, frame.f_lasti
