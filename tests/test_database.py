@@ -211,7 +211,7 @@ class TestExhausted:
     def test_a_slow_connect_is_no_exhaustion(
         self, server: FakeServer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(borrow, "HANDOVER", 0.05)
+        monkeypatch.setattr(borrow, "HANDOVER", 0.5)
         db = over(server, 2, name="t", totalmax=1)
         with server.hold("connect") as gate:
             slow = spawn(lambda: (db.connect(), db.close()))
