@@ -39,15 +39,16 @@ def address(postgres: Postgres) -> dict[str, str]:
         "POSTGRES_DB": parts.path.lstrip("/"),
         "PGPORT": str(parts.port),
         "PGAPPNAME": postgres.name,
+        "PGOPTIONS": f"-c search_path={postgres.name}",
     }
 
 
 @pytest.fixture
-def authors(postgres: Postgres) -> Iterator[None]:
-    """The table of the example."""
-    postgres.sql("create table if not exists authors (id serial primary key, name text)")
-    yield
-    postgres.sql("drop table authors")
+def authors(postgres: Postgres) -> Iterator[str]:
+    """The table of the example, in a schema of the test's own."""
+    postgres.sql(f"create schema {postgres.name}")
+    yield f"{postgres.name}.authors"
+    postgres.sql(f"drop schema {postgres.name} cascade")
 
 
 @pytest.mark.usefixtures("authors")
@@ -95,7 +96,7 @@ def answer():
 
 
 @pytest.fixture
-def flask(postgres: Postgres, authors: None, tmp_path: Path) -> Iterator[Callable[..., Site]]:
+def flask(postgres: Postgres, authors: str, tmp_path: Path) -> Iterator[Callable[..., Site]]:
     pytest.importorskip("flask")
     sites: list[Site] = []
 
@@ -113,15 +114,16 @@ def flask(postgres: Postgres, authors: None, tmp_path: Path) -> Iterator[Callabl
 
 class TestFlask:
     def test_two_threads_in_each_worker(
-        self, flask: Callable[..., Site], postgres: Postgres
+        self, flask: Callable[..., Site], postgres: Postgres, authors: str
     ) -> None:
         site = flask(gunicorn("-k", "gthread", "--threads", "2", "--preload"))
         answers = site.crowd()
         site.check(answers, True)
         assert max(answer["poolsize"] for answer in answers) <= 2
-        before = postgres.sql("select count(*) from authors")
+        before = postgres.sql(f"select count(*) from {authors}")
         assert site.ask("wrong")["session"] == 0
-        assert postgres.sql("select count(*) from authors") > before  # rolled back, and given back
+        # Rolled back, and given back.
+        assert postgres.sql(f"select count(*) from {authors}") > before
         site.check(site.crowd(16), True)
 
     def test_a_thread_that_was_bound_at_the_fork(self, flask: Callable[..., Site]) -> None:
