@@ -76,7 +76,13 @@ class Family:
         except self._psutil.NoSuchProcess:
             return []
         self._known.update(kin)
-        return [child.pid for child in kin if self._lives(child) and child.ppid() == pid]
+        return [child.pid for child in kin if self._is_child(child, pid)]
+
+    def _is_child(self, process: Any, pid: int) -> bool:
+        try:
+            return bool(self._lives(process)) and process.ppid() == pid
+        except self._psutil.NoSuchProcess:  # between the two
+            return False
 
     def adopt_session(self, leader: int) -> None:
         """Note every process of the session that `leader` began, orphans included."""
