@@ -143,7 +143,6 @@ def test_a_script_as_documented(site: Site) -> None:
     assert failed.returncode == 1
     assert failed.stderr == f"rider: my_dir/{path.name}, step 1 of 1: the step is empty\n"
 
-
     path.write_text(path.read_text().replace('step("")', 'step("create table t (i int)")'))
     done = command(
         site.folder, "-m", "nimue", "rider", "--db", "base:db", "--source", "my_dir", "migrate"
@@ -192,6 +191,7 @@ def test_what_cannot_be_put_in_order_is_told_before_anything_runs(
     ("text", "told"),
     [
         ("steps = [", "SyntaxError"),
+        ("import sys\nsys.exit()", "SystemExit"),
         ("import nothing_of_that_name", "ModuleNotFoundError: No module named"),
         ("", "steps must be a list of step"),
         ("steps = ['select 1']", "steps, number 1, must be a step"),
@@ -239,6 +239,22 @@ def test_a_failure_leaves_nothing_of_its_migration_and_nothing_after_it(
     assert site.tables() == ["_rider_logs", "_rider_migrations", "orders"]
     assert site.applied() == ["1-init"]
     assert site.ask("select migration, operation from _rider_logs") == [("1-init", "apply")]
+
+
+def test_a_step_that_ends_the_program_is_a_failure(site: Site) -> None:
+    site.steps("1-exits", 'step("create table t (i int)")', "step(lambda db: exit(0))")
+    with pytest.raises(MigrateError, match=r"step 2 of 2 .*, line 5: SystemExit"):
+        site.rider.migrate()
+    assert site.tables() == ["_rider_logs", "_rider_migrations"]
+
+
+def test_not_within_another_transaction(site: Site) -> None:
+    """Whose end comes after that of the lock."""
+    site.write("1-init", INIT)
+    for command in (site.rider.migrate, lambda: site.rider.rollback(0)):
+        with site.db, site.db.atomic(), pytest.raises(RiderError, match=r"leave atomic\(\)"):
+            command()
+    assert site.tables() == []
 
 
 def test_errors_that_are_ignored_leave_the_rest(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 import signal
 import sqlite3
 import time
@@ -368,6 +369,30 @@ def test_an_interrupt_frees_the_lock(ready: Site) -> None:
         child.signal(signal.SIGINT)
         assert child.result() == "interrupted"
     assert ready.ask("select migration from _rider_migrations") == ["1-steps"]
+
+
+@pytest.mark.parametrize("site", [POSTGRES, MYSQL], indirect=True)
+@pytest.mark.parametrize("moment", ["done", "begun"])
+@pytest.mark.parametrize("deed", ["get_lock|try_advisory", "release_lock|advisory_unlock"])
+def test_an_interrupt_in_the_lock_itself(
+    ready: Site, deed: str, moment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether or not the server has heard of it, the lock stays with nobody."""
+    with ready.database() as db, ready.database() as other:
+        select = db.select
+
+        def interrupted(query: str, *params: Any) -> Any:
+            if not re.search(deed, query):
+                return select(query, *params)
+            if moment == "done":
+                select(query, *params)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(db, "select", interrupted)
+        with pytest.raises(KeyboardInterrupt), alone(db, "t", 0):
+            pass
+        with alone(other, "t", 5):
+            pass
 
 
 FORKS = """

@@ -73,7 +73,9 @@ class Course:
                     self._take(at, one)
                 self._at = None
                 self._record()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
+            if isinstance(error, SystemExit) and self._db.is_closed():
+                raise  # a child that a step has forked
             kind = RollbackError if self._back else MigrateError
             told = f"{self._place(error)}: {words(error)}{self._hint()}"
             raise kind(f"{told}{self._aftermath()}") from error

@@ -23,4 +23,4 @@ class RiderLocked(RiderError, TimeoutError):
 
 def words(error: BaseException) -> str:
     """What an exception says, and of what kind it is."""
-    return f"{type(error).__name__}: {str(error).strip()}"
+    return ": ".join(filter(None, (type(error).__name__, str(error).strip())))

@@ -85,21 +85,38 @@ def _session_lock(
     holder: Callable[[], str],
     timeout: float,
 ) -> Iterator[None]:
+    # Ctrl-C may come when the server has given the lock, and nobody here knows of it yet.
+    is_ours = True
+    try:
+        is_ours = _comes(db, take, timeout)
+        if not is_ours:
+            raise RiderLocked(f"{holder()} has been migrating this database for {timeout:g} s")
+        yield
+    finally:
+        if is_ours:
+            _give_back(db, give_back)
+
+
+def _comes(db: Database, take: tuple[str, tuple[object, ...]], timeout: float) -> bool:
+    """Ask for the lock until it is had; False if it was not in time."""
     deadline, pause = time.monotonic() + timeout, FIRST
     while not db.select(*take)[0]["done"]:
         left = deadline - time.monotonic()
         if left <= 0:
-            raise RiderLocked(f"{holder()} has been migrating this database for {timeout:g} s")
+            return False
         time.sleep(min(pause, left))
         pause = min(pause * GROWTH, MOST)
+    return True
+
+
+def _give_back(db: Database, statement: tuple[str, tuple[object, ...]]) -> None:
+    """The session has the lock: where it cannot give it back it must not go on."""
     try:
-        yield
-    finally:
-        try:
-            db.select(*give_back)
-        except Exception:
-            # The session has the lock: where it cannot give it back it must not go on.
-            db.manual_close()
+        db.select(*statement)
+    except BaseException as error:
+        db.manual_close()
+        if not isinstance(error, Exception):
+            raise
 
 
 @contextmanager

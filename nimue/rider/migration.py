@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from nimue.rider.error import RiderError
+from nimue.rider.error import RiderError, words
 from nimue.settings import refuse
 
 #: SQL as the server takes it, or a function that is called with the database.
@@ -77,8 +77,8 @@ def read(path: Path) -> Migration:
         module = ModuleType(path.stem)
         module.__file__ = str(path)
         exec(compile(tree, str(path), "exec", dont_inherit=True), module.__dict__)
-    except Exception as error:
-        raise RiderError(f"{path}: {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:
+        raise RiderError(f"{path}: {words(error)}") from error
     return Migration(
         name=path.stem,
         path=path,

@@ -18,6 +18,10 @@ class Database(Protocol):
     def conn(self) -> Any:
         """This thread's connection."""
 
+    @property
+    def is_trans(self) -> bool:
+        """Whether this thread is inside ``atomic()``."""
+
     def connect(self) -> Any: ...
 
     def close(self) -> Any: ...

@@ -176,6 +176,9 @@ class Rider:
             yield f"{name} was applied ({entries[name].applied_at}), but there is no file of it"
 
     def _alone(self) -> contextlib.AbstractContextManager[None]:
+        # Else the next process has the lock before it can see what was done under it.
+        if self.db.is_trans:
+            raise RiderError("migrations cannot be a part of another transaction: leave atomic()")
         return alone(self.db, self._ledger.table, self.config["lock_timeout"])
 
     @contextlib.contextmanager
