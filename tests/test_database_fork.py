@@ -42,7 +42,7 @@ class Elsewhere:
             db.connect()
             db.cursor.execute("select ?", ["theirs"])
             is_bound.set()
-            self._go.wait(BOUND)
+            assert self._go.wait(60)
             assert db.cursor.fetchall() == [("theirs",)]
             assert ask(db.conn)
             assert db.close()

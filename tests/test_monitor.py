@@ -465,28 +465,31 @@ class TestLeaks:
             assert len([r for r in caplog.records if "has been out" in r.getMessage()]) == 2
 
 
+def be_uwsgi_master(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a monitor of this test's own: another's may be past the beginning already."""
+    monkeypatch.setattr(monitor, "is_uwsgi_master", lambda: True)
+    monkeypatch.setattr(monitor, "HUSH", 0.05)
+    monkeypatch.setattr(monitor, "here", monitor.Monitor())
+
+
 def test_in_a_master_of_uwsgi_it_lets_go_of_what_is_idle_and_ends(
     server: FakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Such a master forks in C at any time, and each of this thread's turns is a danger to that."""
-    until(lambda: not monitors())  # what is left of another test's
-    monkeypatch.setattr(monitor, "is_uwsgi_master", lambda: True)
-    monkeypatch.setattr(monitor, "HUSH", 0.05)
+    be_uwsgi_master(monkeypatch)
     with make(server, poolmin=2) as pool:
         pool.getconnection().close()
-        until(lambda: not server.open and not monitors())
+        until(lambda: not server.open and not monitor.here.is_alive)
         pool.getconnection().close()  # and whoever needs it has it again
         assert server.open
-        until(lambda: not server.open and not monitors())
+        until(lambda: not server.open and not monitor.here.is_alive)
 
 
 def test_in_a_master_of_uwsgi_a_dropped_connection_is_not_kept(
     server: FakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    until(lambda: not monitors())  # what is left of another test's
-    monkeypatch.setattr(monitor, "is_uwsgi_master", lambda: True)
-    monkeypatch.setattr(monitor, "HUSH", 0.05)
+    be_uwsgi_master(monkeypatch)
     with make(server, poolmin=0) as pool:
         pool.getconnection()
-        until(lambda: not server.open and not monitors())
+        until(lambda: not server.open and not monitor.here.is_alive)
         assert pool.poolstats().poolsize == 0

@@ -221,7 +221,8 @@ def soak(postgres: Postgres, table: str, seed: int) -> None:
     assert (stats.waiting, stats.timeouts) == (0, 0)
     assert stats.lost <= ledger.counts["dropped"] + ledger.counts["cut"]
     assert stats.lost >= ledger.counts["dropped"]
-    postgres.expect_sessions(pool.poolstats().poolsize)
+    # Both change while what was idle for too long is closed.
+    until(lambda: len(postgres.sessions()) == pool.poolstats().poolsize)
     judge(ledger, postgres.sql(f"SELECT i FROM {table}"))
     for deed in ("asked", "written", "aborted", "dropped", "cut"):
         assert ledger.counts[deed], f"{deed}: never; {ledger.counts}"

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 from nimue.connection import NimueConnection
 from nimue.database.bound import Bound, Here
-from nimue.error import MaxConnectionsExceeded, NimuePoolTimeout
+from nimue.error import MaxConnectionsExceeded, NimueNoConnectionAvailable, NimuePoolTimeout
 from nimue.pool import NimueConnectionPool
 from nimue.settings import seconds, whole
 
@@ -90,9 +91,11 @@ def _acquire_at_once(pool: NimueConnectionPool, here: Here, mine: Bound) -> Nimu
     try:
         return _get(pool, HANDOVER)
     except NimuePoolTimeout:
-        if is_exhausted(pool):
-            raise
-        return _get(pool, OPENING)
+        if not is_exhausted(pool):
+            return _get(pool, OPENING)
+        with suppress(NimueNoConnectionAvailable):
+            return _get(pool, 0)  # opened between the two, and idle by now
+        raise
 
 
 def is_exhausted(pool: NimueConnectionPool) -> bool:
