@@ -28,6 +28,7 @@ def planted(measured: float | None) -> Part:
 
 def test_the_footprint_is_measured_and_kept_as_json(tmp_path, capsys, monkeypatch):
     kept = tmp_path / "run.json"
+    monkeypatch.setattr(bench, "ALL", (Nimue,))
     status = bench.main(["--quick", "--only", "f", "--json", str(kept)])
     shown = capsys.readouterr().out
     found = json.loads(kept.read_text())
@@ -44,7 +45,6 @@ def test_the_footprint_is_measured_and_kept_as_json(tmp_path, capsys, monkeypatc
     assert all(t["measured"] is not None for t in found["targets"])
     assert status == (0 if all(t["met"] for t in found["targets"]) else 1)
 
-    monkeypatch.setattr(bench, "ALL", (Nimue,))
     bench.main(["--quick", "--only", "f", "--compare", str(kept), "--no-verdict"])
     shown = capsys.readouterr().out
     assert "Against the earlier run" in shown

@@ -358,7 +358,7 @@ def test_the_pool_is_as_its_model_says() -> None:
     run_state_machine_as_test(
         Machine,
         settings=settings(
-            max_examples=EXAMPLES or 35,
+            max_examples=EXAMPLES or 20,
             stateful_step_count=40,
             derandomize=not EXAMPLES,
             deadline=None,
