@@ -283,6 +283,14 @@ def _origin(connfunc: Any) -> str:
     return f"{named.__module__}.{named.__qualname__}"
 
 
+def _is_misread(told: dict[str, str]) -> bool:
+    """Whether a part of the password may have been taken for something else."""
+    rest = "".join(told.get(option, "") for option in ("user", "port", "dbname"))
+    hosts = told.get("host", "").split(",")
+    is_odd = any("@" in host or ("/" in host and host[0] != "/") for host in hosts)
+    return is_odd or any(mark in rest for mark in "@:/")
+
+
 def _without_password(dsn: str) -> str:
     """The connection string as it is, or, where there is a secret in it, the rest of it."""
     import psycopg2
@@ -292,6 +300,8 @@ def _without_password(dsn: str) -> str:
         told = parse_dsn(dsn)
     except psycopg2.Error:  # nobody can say what in it is the password
         return "a connection string that libpq does not understand"
+    if _is_misread(told):
+        return "a connection string with an unquoted @, : or /"
     harmless = {
         option: value
         for option, value in told.items()

@@ -224,6 +224,16 @@ class TestExhausted:
         db.pool.close()
 
 
+@pytest.mark.parametrize(
+    "given",
+    [{"max_connections": "secret"}, {"timeout": ["secret"]}, {"stale_timeout": "secret"}],
+)
+def test_what_was_meant_for_the_driver_is_not_repeated(given) -> None:
+    with pytest.raises(NimueInvalidParameterValue, match=f"^{next(iter(given))} must be") as caught:
+        PooledPostgreSQLDatabase(**given)
+    assert "secret" not in str(caught.value)
+
+
 class TestClosing:
     def test_mine_for_good(self, server: FakeServer) -> None:
         db = over(server)

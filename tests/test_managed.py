@@ -368,6 +368,10 @@ class TestParameters:
             assert "word" not in f"{manager!r} {manager} {manager._pool!r}"
             assert "host=h" in str(manager)
         assert "secret" not in repr(ManagedConnection("passwort = secret"))
+        for unquoted in ("sec/ret", "x:secr/et", "x@secret", "1/secret"):
+            shown = repr(ManagedConnection(f"postgres://bob:{unquoted}@127.0.0.1:1/db"))
+            assert "ret" not in shown.replace("string", "").replace("unquoted", "")
+        assert "host=::1" in repr(ManagedConnection("postgres://bob:secret@[::1]:5432/db"))
         other = make(server)
         assert other.dsn is None
         assert str(other) == "tests.fakes.FakeServer.connect"

@@ -378,7 +378,7 @@ def test_bad_commands_are_refused(site: Site, capsys: pytest.CaptureFixture[str]
     assert told("--db", "nowhere", "migrate")[0] == 2
     assert "No module named 'nowhere'" in told("--db", "nowhere:db", "migrate")[1]
     (site.folder / "rider.py").write_text("db = 3")
-    assert told("migrate") == (2, "nimue rider: rider.py:db must be a database, not 3\n")
+    assert told("migrate") == (2, "nimue rider: rider.py:db must be a database, not a int\n")
     (site.folder / "rider.py").write_text(
         "from nimue.database import PooledSQLiteDatabase as P\ndb = P(database='shop.db')\n"
     )

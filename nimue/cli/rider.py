@@ -72,7 +72,7 @@ def found(where: str | None) -> tuple[Any, Mapping[str, Any]]:
         sys.path.insert(0, here)
     db, config = _imported(where) if where else _script()
     if not hasattr(db, "atomic"):
-        raise NoDatabase(f"{where or SCRIPT + ':db'} must be a database, not {db!r}")
+        raise NoDatabase(f"{where or SCRIPT + ':db'} must be a database, not a {type(db).__name__}")
     return db, config
 
 

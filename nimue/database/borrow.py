@@ -7,7 +7,12 @@ from typing import Any
 
 from nimue.connection import NimueConnection
 from nimue.database.bound import Bound, Here
-from nimue.error import MaxConnectionsExceeded, NimueNoConnectionAvailable, NimuePoolTimeout
+from nimue.error import (
+    MaxConnectionsExceeded,
+    NimueInvalidParameterValue,
+    NimueNoConnectionAvailable,
+    NimuePoolTimeout,
+)
 from nimue.pool import NimueConnectionPool
 from nimue.settings import seconds, whole
 
@@ -22,7 +27,7 @@ NEVER = 1e9
 
 
 def check_max_connections(value: object) -> int:
-    number = _number(value)
+    number = _number("max_connections", value, "a whole number of at least 1")
     whole("max_connections", number, 1, "a whole number of at least 1")
     return int(number)
 
@@ -31,16 +36,18 @@ def check_timeout(value: object) -> float | None:
     """Seconds to wait when all connections are lent; None not at all, 0 for ever."""
     if value is None:
         return None
-    number = _number(value)
-    seconds("timeout", number, "None, 0 (for ever) or a number of seconds")
+    allowed = "None, 0 (for ever) or a number of seconds"
+    number = _number("timeout", value, allowed)
+    seconds("timeout", number, allowed)
     return float(number)
 
 
 def times(stale_timeout: object) -> dict[str, Any]:
     """The pool's parameters for that ``stale_timeout``."""
-    number = _number(stale_timeout)
+    allowed = "None or a number of seconds, 0 or more"
+    number = _number("stale_timeout", stale_timeout, allowed)
     if number is not None:
-        seconds("stale_timeout", number, "None or a number of seconds, 0 or more")
+        seconds("stale_timeout", number, allowed)
     if not number:
         return {"idle_timeout": NEVER, "max_lifetime": None}
     return {
@@ -50,14 +57,20 @@ def times(stale_timeout: object) -> dict[str, Any]:
     }
 
 
-def _number(value: Any) -> Any:
-    """A number that comes as text, as from the environment."""
+def _number(parameter: str, value: Any, allowed: str) -> Any:
+    """A number that comes as text, as from the environment.
+
+    Other text is not repeated: who takes this for a driver's ``connect()`` gives a password here.
+    """
     if isinstance(value, str):
         for kind in (int, float):
             try:
                 return kind(value)
             except ValueError:
                 pass
+    if not isinstance(value, int | float | None):
+        told = f"{parameter} must be {allowed}, not a {type(value).__name__}"
+        raise NimueInvalidParameterValue(f"{told}; what the driver is told goes in by keyword")
     return value
 
 
