@@ -71,7 +71,7 @@ def found(where: str | None) -> tuple[Any, Mapping[str, Any]]:
     if here not in sys.path:
         sys.path.insert(0, here)
     db, config = _imported(where) if where else _script()
-    if not hasattr(db, "atomic"):
+    if isinstance(db, type) or not hasattr(db, "atomic"):
         raise NoDatabase(f"{where or SCRIPT + ':db'} must be a database, not {db!r}")
     return db, config
 
