@@ -264,16 +264,17 @@ def _told_apart(
     """What connects, and the connection string, if that is what was given, in either place."""
     if dsn is not None and connfunc is not None:
         raise NimueInvalidParameterValue("dsn must not be given together with connfunc")
-    if isinstance(dsn or connfunc, str):
+    given = connfunc if dsn is None else dsn
+    if isinstance(given, str) and given:
         import psycopg2
 
-        dsn = str(dsn or connfunc)
-        return partial(psycopg2.connect, dsn), dsn
+        return partial(psycopg2.connect, given), given
     if dsn is None and callable(connfunc):
         return connfunc, None
     raise NimueInvalidParameterValue(
         f"{'connfunc' if dsn is None else 'dsn'} must be a connection string for psycopg2, or "
-        f"connfunc a callable that returns a connection, not a {type(dsn or connfunc).__name__}"
+        "connfunc a callable that returns a connection, not "
+        + ("an empty string" if given == "" else f"a {type(given).__name__}")
     )
 
 

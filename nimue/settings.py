@@ -50,11 +50,11 @@ class _OwnTimeout:
 DEFAULT: Any = _OwnTimeout()
 
 
-class _Default(int):
+class Unsaid(int):
     """A number that nobody has given, and that can be told from the same number given."""
 
 
-POOLMIN = _Default(10)
+POOLMIN = Unsaid(10)
 
 
 def poolmin_beside(poolmax: int, poolmin: int) -> int:

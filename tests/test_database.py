@@ -309,9 +309,10 @@ class TestClosing:
         until(lambda: server.closed == 1)
         db.pool.close()
 
-    def test_bad_age(self, lite: PooledSQLiteDatabase) -> None:
-        with pytest.raises(NimueInvalidParameterValue, match="age must be"):
-            lite.close_stale("old")  # type: ignore[arg-type]
+    @pytest.mark.parametrize("age", ["old", -1, float("nan"), True])
+    def test_bad_age(self, lite: PooledSQLiteDatabase, age: Any) -> None:
+        with pytest.raises(NimueInvalidParameterValue, match="age must be a number of seconds"):
+            lite.close_stale(age)
 
     def test_stale_ones_are_not_used_again(self, tmp_path: Path) -> None:
         db = PooledSQLiteDatabase(database=str(tmp_path / "db"), stale_timeout="0.05")

@@ -385,6 +385,8 @@ class TestParameters:
             (lambda: ManagedConnection(5), "connfunc"),  # type: ignore[arg-type]
             (lambda: ManagedConnection(print, dsn="secret"), "dsn"),
             (lambda: ManagedConnection(dsn=5), "dsn"),  # type: ignore[arg-type]
+            (lambda: ManagedConnection(dsn=""), "dsn must be .*, not an empty string"),
+            (lambda: ManagedConnection(""), "connfunc must be .*, not an empty string"),
             (lambda: make(server, timeout=-1), "timeout"),
             (lambda: make(server, connargs="secret"), "connargs"),
             (lambda: make(server)(timeout="5"), "timeout"),  # type: ignore[arg-type]

@@ -355,8 +355,9 @@ def test_names_of_files_are_made_of_the_words_alone(site: Site) -> None:
 @pytest.mark.parametrize(
     ("config", "told"),
     [
-        ({"sauce": "x"}, "config must be of source, table_name, log_name, lock_timeout"),
+        ({"sauce": "x"}, "key of config must be one of source, .*, not 'sauce'"),
         ({"table_name": "a; drop table b"}, "table_name must be a name of at most 63"),
+        ({"source": None}, "source must be the path of a directory, not None"),
         ({"log_name": "1x"}, "log_name must be a name"),
         ({"log_name": "_RIDER_migrations"}, "log_name must be another than table_name"),
         ({"lock_timeout": -1}, "lock_timeout must be a number of seconds, 0 or more, not -1"),
@@ -379,6 +380,10 @@ def test_bad_commands_are_refused(site: Site, capsys: pytest.CaptureFixture[str]
     assert "No module named 'nowhere'" in told("--db", "nowhere:db", "migrate")[1]
     (site.folder / "rider.py").write_text("db = 3")
     assert told("migrate") == (2, "nimue rider: rider.py:db must be a database, not a int\n")
+    (site.folder / "rider.py").write_text(
+        "from nimue.database import PooledSQLiteDatabase as db\n"
+    )
+    assert "rider.py:db must be a database, not <class" in told("migrate")[1]
     (site.folder / "rider.py").write_text(
         "from nimue.database import PooledSQLiteDatabase as P\ndb = P(database='shop.db')\n"
     )

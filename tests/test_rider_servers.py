@@ -415,6 +415,34 @@ def test_what_a_step_does_does_not_give_up_the_lock(ready: Site, deed: str) -> N
     assert sorted(ready.ask("select i from steps")) == [2, 3]
 
 
+@pytest.mark.parametrize("ignore", [None, "all"])
+def test_what_a_step_has_rolled_back_is_not_taken_for_applied(
+    ready: Site, ignore: str | None
+) -> None:
+    ready.write(
+        "2-undoes",
+        "from nimue.rider import step\n"
+        "def undoes(db):\n    db.conn.rollback()\n    db.sql('insert into steps values (2)', ())\n"
+        f"steps = [step('insert into steps values (1)'), step(undoes, None, {ignore!r})]\n",
+    )
+    with pytest.raises(MigrateError, match=r"2-undoes\.py, step 2 of 2 \(function undoes\)"):
+        ready.migrate()
+    assert ready.ask("select i from steps") == []
+    assert ready.ask("select migration from _rider_migrations") == ["1-steps"]
+
+
+def test_what_a_step_has_committed_is_told(ready: Site) -> None:
+    ready.write(
+        "2-commits",
+        "from nimue.rider import step\n"
+        "def commits(db):\n    db.conn.commit()\n"
+        "steps = [step('insert into steps values (1)'), step(commits), step('selekt')]\n",
+    )
+    with pytest.raises(MigrateError, match=r"step 3 of 3: (.|\n)* stays: step 1, step 2 in part\."):
+        ready.migrate()
+    assert ready.ask("select i from steps") == [1]
+
+
 @pytest.mark.server
 @pytest.mark.parametrize("driver", ["psycopg", "pg8000", "mysqlclient"])
 def test_other_drivers(

@@ -71,8 +71,9 @@ def found(where: str | None) -> tuple[Any, Mapping[str, Any]]:
     if here not in sys.path:
         sys.path.insert(0, here)
     db, config = _imported(where) if where else _script()
-    if not hasattr(db, "atomic"):
-        raise NoDatabase(f"{where or SCRIPT + ':db'} must be a database, not a {type(db).__name__}")
+    if isinstance(db, type) or not hasattr(db, "atomic"):
+        kind = db.__name__ if isinstance(db, type) else type(db).__name__
+        raise NoDatabase(f"{where or SCRIPT + ':db'} must be a database, not a {kind}")
     return db, config
 
 

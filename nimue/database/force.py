@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from nimue import claims, opener
 from nimue.process import identify
-from nimue.settings import refuse
 
 if TYPE_CHECKING:
     from nimue.connection import NimueConnection
@@ -46,12 +45,11 @@ def close_held(state: State, age: float) -> int:
     is shut down, so that the call fails, and then it has a second to come back. The rest is done
     in the background.
     """
-    if isinstance(age, bool) or not isinstance(age, int | float):
-        raise refuse("age", age, "a number of seconds")
-    entries = _taken_before(state, monotonic() - age)
+    moment = monotonic() - age
+    entries = _taken_before(state, moment)
     for entry in entries:
         _condemn(entry)
-        if entry.caller:
+        if entry.caller and entry.since < moment:  # else it went to another thread in between
             _cut(entry)
     deadline = monotonic() + PATIENCE
     while any(entry.caller for entry in entries) and monotonic() < deadline:
@@ -62,6 +60,8 @@ def close_held(state: State, age: float) -> int:
             for entry in entries:
                 handle = None if entry.watch is None else entry.watch()
                 if handle is None or entry.caller or entry.state is not state:
+                    continue
+                if entry.since >= moment:
                     continue
                 if handle._lease[0] is entry and claims.take_locked(state, handle) is entry:
                     works += state.condemn_locked(entry)
@@ -90,10 +90,17 @@ def _condemn(entry: Entry) -> None:
 
 def _cut(entry: Entry) -> None:
     """Shut the socket down, if it is still the one that the connection was opened with."""
-    if entry.socket is None or identify(entry.socket.fd) != entry.socket:
+    if entry.socket is None:
         return
     try:
-        with socket.socket(fileno=os.dup(entry.socket.fd)) as mine:
-            mine.shutdown(socket.SHUT_RDWR)
-    except OSError:  # it has gone meanwhile
+        fd = os.dup(entry.socket.fd)  # before the look: its number may go to another file
+    except OSError:
+        return
+    try:
+        if identify(fd) == entry.socket._replace(fd=fd):
+            with socket.socket(fileno=os.dup(fd)) as mine:
+                mine.shutdown(socket.SHUT_RDWR)
+    except OSError:  # the server was faster
         pass
+    finally:
+        os.close(fd)

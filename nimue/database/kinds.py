@@ -8,7 +8,7 @@ from typing import Any
 
 from nimue.database.pooled import MAX_CONNECTIONS, PooledDatabase
 from nimue.error import NimueDBModuleFailure
-from nimue.settings import refuse
+from nimue.settings import Unsaid, refuse
 
 
 class PooledPostgreSQLDatabase(PooledDatabase):
@@ -61,10 +61,6 @@ class PooledMySQLDatabase(PooledDatabase):
         super().__init__(connfunc, max_connections, stale_timeout, timeout, *args, **kwargs)
 
 
-class _Default(int):
-    """A number that nobody has given, and that can be told from the same number given."""
-
-
 class PooledSQLiteDatabase(PooledDatabase):
     """SQLite, by the standard library's sqlite3.
 
@@ -80,7 +76,7 @@ class PooledSQLiteDatabase(PooledDatabase):
 
     def __init__(
         self,
-        max_connections: int | str = _Default(MAX_CONNECTIONS),
+        max_connections: int | str = Unsaid(MAX_CONNECTIONS),
         stale_timeout: float | str | None = None,
         timeout: float | str | None = None,
         *args: Any,
@@ -90,7 +86,7 @@ class PooledSQLiteDatabase(PooledDatabase):
         if connfunc is None:
             connfunc = _connect_of("sqlite3")
         if _is_in_memory(args[0] if args else kwargs.get("database")):
-            if not isinstance(max_connections, _Default) and max_connections not in (1, "1"):
+            if not isinstance(max_connections, Unsaid) and max_connections not in (1, "1"):
                 allowed = "1 where the database is in memory: each connection has one of its own"
                 raise refuse("max_connections", max_connections, allowed)
             max_connections = 1

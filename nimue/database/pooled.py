@@ -15,7 +15,7 @@ from nimue.database.dialect import Dialect
 from nimue.error import NimueConnectionClosed, NimueError
 from nimue.fork import door, registry_lock, settle
 from nimue.pool import NimueConnectionPool
-from nimue.settings import refuse
+from nimue.settings import refuse, seconds
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -224,6 +224,7 @@ class PooledDatabase:
         statement under way is cut short first, with the driver's error; one that goes on for
         another second keeps its connection, which is then closed when it comes back.
         """
+        seconds("age", age, "a number of seconds, 0 or more")
         return force.close_held(self._now().state, age)
 
     def close_all(self) -> None:

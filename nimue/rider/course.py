@@ -2,8 +2,9 @@
 
 PostgreSQL and SQLite undo whatever the steps did if one of them fails, or the process dies. MySQL
 commits before and after each statement that creates, alters or drops, and with it all that came
-before in the transaction. Only there does a line in the log tell of each step that has begun: what
-of these lines outlives a rollback says how far a commit has reached.
+before in the transaction; and a step's own function may commit or roll back anywhere. So a line in
+the log tells of each step that has begun. What of these lines outlives a rollback says how far a
+commit has reached; and where the line is gone before the step's end, a rollback came in between.
 """
 
 from __future__ import annotations
@@ -71,6 +72,7 @@ class Course:
                     self._at = at
                     self._mark(at)
                     self._take(at, one)
+                    self._check_mark(at)
                 self._at = None
                 self._record()
         except (Exception, SystemExit) as error:
@@ -81,9 +83,7 @@ class Course:
             raise kind(f"{told}{self._aftermath()}") from error
 
     def unfinished(self) -> list[int]:
-        """The steps that an earlier attempt has begun and that a commit of MySQL's has kept."""
-        if not self._commits_by_itself:
-            return []
+        """The steps that an earlier attempt has begun and that a commit has kept."""
         return [at for at, _ in self._steps if self._marked(at)]
 
     def _take(self, at: int, one: step) -> None:
@@ -96,8 +96,8 @@ class Course:
             try:
                 self._apart(deed)
             except Exception as error:
-                if self._commits_by_itself and not self._marked(at):
-                    raise  # a deadlock: the server has undone the steps before as well
+                if not self._marked(at):
+                    raise  # as at a deadlock of MySQL's: the steps before are undone as well
                 self._tell(f"{self._place(error)}: ignored: {words(error)}")
 
     def _apart(self, deed: Deed) -> None:
@@ -125,8 +125,7 @@ class Course:
 
     def _clear(self) -> None:
         """Forget which steps have begun: what is said of that shall be of one attempt."""
-        if self._commits_by_itself:
-            self._ledger.strike(self._migration.name, self._line("%"))
+        self._ledger.strike(self._migration.name, self._line("%"))
 
     @property
     def _operation(self) -> str:
@@ -139,9 +138,13 @@ class Course:
         return self._ledger.noted(self._migration.name, self._line(at))
 
     def _mark(self, at: int) -> None:
-        if self._commits_by_itself:
-            self._ledger.note(self._migration.name, self._line(at))
-            self._begun.append(at)
+        self._ledger.note(self._migration.name, self._line(at))
+        self._begun.append(at)
+
+    def _check_mark(self, at: int) -> None:
+        """What a step has undone must not be recorded as done."""
+        if not self._marked(at):
+            raise RuntimeError("the step has rolled back all that came before it")
 
     def _place(self, error: BaseException | None = None) -> str:
         place = f"{self._migration.path}"
@@ -158,15 +161,16 @@ class Course:
 
     def _aftermath(self) -> str:
         """What a failure has left in the database, in words; the rollback is over."""
-        if not self._commits_by_itself:
-            # A commit that fails may have been done, if it is the answer that was lost.
-            return "" if self._at is None else "\nNothing of this migration stays."
+        # A commit that fails may have been done, if it is the answer that was lost.
+        nothing = "" if self._at is None else "\nNothing of this migration stays."
         try:
             kept = [at for at in self._begun if self._marked(at)]
         except Exception as error:
+            if not self._commits_by_itself:
+                return nothing and f"{nothing[:-1]}, unless a step of it has committed."
             return f"\nWhat stays of this migration cannot be told: {words(error)}"
         if not kept:
-            return "\nNothing of this migration stays."
+            return nothing
         # The last line that was kept belongs to the step in which a commit came: all before it
         # stay. Of itself a function may have done more since; a failed statement has done nothing.
         last = kept.pop()
@@ -174,10 +178,12 @@ class Course:
         if not partly and last != self._at:
             kept.append(last)
         stays = [f"step {at}" for at in kept] + [f"step {last} in part"] * partly
+        why = "A step has committed"
+        if self._commits_by_itself:
+            why = "MySQL commits by itself at each statement that creates, alters or drops"
         return (
-            "\nMySQL commits by itself at each statement that creates, alters or drops, so this "
-            f"stays: {', '.join(stays) or 'nothing'}. Undo it by hand, or take it out of the "
-            "steps, before the next attempt."
+            f"\n{why}, so this stays: {', '.join(stays) or 'nothing'}. Undo it by hand, or take it "
+            "out of the steps, before the next attempt."
         )
 
     def _deed(self, at: int | None) -> Deed | None:

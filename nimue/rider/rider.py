@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from nimue.error import NimueError, NimueInvalidParameterValue
+from nimue.error import NimueError
 from nimue.rider.command import add_commands, carry_out
 from nimue.rider.course import Course, check_steps, described
 from nimue.rider.error import RiderError, RollbackError, words
@@ -47,8 +48,7 @@ class Rider:
         config = config or {}
         for key in config:
             if key not in DEFAULTS:
-                allowed = f"of {', '.join(DEFAULTS)}"
-                raise NimueInvalidParameterValue(f"config must be {allowed}, not {key!r}")
+                raise refuse("a key of config", key, f"one of {', '.join(DEFAULTS)}")
         self.db = db
         self.config = {**DEFAULTS, **config}
         seconds("lock_timeout", self.config["lock_timeout"], "a number of seconds, 0 or more")
@@ -57,7 +57,10 @@ class Rider:
         if table.lower() == log.lower():
             raise refuse("log_name", log, "another than table_name")
         self._ledger = Ledger(db, table, log)
-        self._source = Source(self.config["source"])
+        source = self.config["source"]
+        if not isinstance(source, str | os.PathLike):
+            raise refuse("source", source, "the path of a directory")
+        self._source = Source(source)
 
     def parse_args(self, argv: Sequence[str] | None = None) -> None:
         """Carry out the command of the command line.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import os
 import re
 import time
 from collections.abc import Collection, Iterable
@@ -32,7 +33,7 @@ LETTERS = 100
 class Source:
     """Migrations lie in one directory, a file for each."""
 
-    def __init__(self, directory: str | Path) -> None:
+    def __init__(self, directory: str | os.PathLike[str]) -> None:
         self.directory = Path(directory)
 
     def paths(self) -> list[Path]:
