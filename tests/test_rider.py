@@ -383,7 +383,7 @@ def test_bad_commands_are_refused(site: Site, capsys: pytest.CaptureFixture[str]
     (site.folder / "rider.py").write_text(
         "from nimue.database import PooledSQLiteDatabase as db\n"
     )
-    assert "rider.py:db must be a database, not <class" in told("migrate")[1]
+    assert "rider.py:db must be a database, not the class Pooled" in told("migrate")[1]
     (site.folder / "rider.py").write_text(
         "from nimue.database import PooledSQLiteDatabase as P\ndb = P(database='shop.db')\n"
     )
@@ -414,7 +414,9 @@ def test_migrations_leave_no_trace_in_the_interpreter(site: Site) -> None:
     assert os.listdir(site.folder / "migrations") == ["1-init.py"]
 
 
-def test_an_interrupt_leaves_nothing_and_frees_the_lock(site: Site) -> None:
+def test_an_interrupt_leaves_nothing_and_frees_the_lock(
+    site: Site, capsys: pytest.CaptureFixture[str]
+) -> None:
     site.write(
         "1-stop",
         "import os, signal\nfrom nimue.rider import step\n"
@@ -424,6 +426,9 @@ def test_an_interrupt_leaves_nothing_and_frees_the_lock(site: Site) -> None:
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     with pytest.raises(KeyboardInterrupt):
         site.rider.migrate()
+    told = capsys.readouterr().err
+    assert "1-stop.py, step 2 of 2 (function stop), line 4: interrupted" in told
+    assert "Nothing of this migration stays." in told
     assert site.tables() == ["_rider_logs", "_rider_migrations"] and site.applied() == []
     assert site.db.is_closed()
     with site.db, alone(site.db, "_rider_migrations", 0):

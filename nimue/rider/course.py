@@ -75,6 +75,9 @@ class Course:
                     self._check_mark(at)
                 self._at = None
                 self._record()
+        except KeyboardInterrupt as stop:
+            self._tell(f"{self._place(stop)}: interrupted{self._aftermath()}")
+            raise
         except (Exception, SystemExit) as error:
             if isinstance(error, SystemExit) and self._db.is_closed():
                 raise  # a child that a step has forked

@@ -45,7 +45,9 @@ class Source:
         try:
             found = [path for path in self.directory.iterdir() if is_migration(path)]
         except OSError as error:
-            raise RiderError(f"no migrations can be read: {error}") from error
+            is_new = isinstance(error, FileNotFoundError)
+            hint = ": rider's create makes the first" if is_new else ""
+            raise RiderError(f"no migrations can be read: {error}{hint}") from error
         return sorted(found, key=lambda path: (number(path.stem), path.stem))
 
     def others(self) -> list[Path]:
