@@ -383,7 +383,7 @@ def test_bad_commands_are_refused(site: Site, capsys: pytest.CaptureFixture[str]
     (site.folder / "rider.py").write_text(
         "from nimue.database import PooledSQLiteDatabase as db\n"
     )
-    assert "rider.py:db must be a database, not <class" in told("migrate")[1]
+    assert "rider.py:db must be a database, not the class Pooled" in told("migrate")[1]
     (site.folder / "rider.py").write_text(
         "from nimue.database import PooledSQLiteDatabase as P\ndb = P(database='shop.db')\n"
     )

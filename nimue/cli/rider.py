@@ -72,8 +72,8 @@ def found(where: str | None) -> tuple[Any, Mapping[str, Any]]:
         sys.path.insert(0, here)
     db, config = _imported(where) if where else _script()
     if isinstance(db, type) or not hasattr(db, "atomic"):
-        kind = db.__name__ if isinstance(db, type) else type(db).__name__
-        raise NoDatabase(f"{where or SCRIPT + ':db'} must be a database, not a {kind}")
+        kind = f"the class {db.__name__}" if isinstance(db, type) else f"a {type(db).__name__}"
+        raise NoDatabase(f"{where or SCRIPT + ':db'} must be a database, not {kind}")
     return db, config
 
 
