@@ -14,6 +14,7 @@ import pytest
 
 from nimue import ManagedConnection, NimueInheritedConnectionError
 from tests.children import forked
+from tests.fakes import spawn, until
 from tests.servers import POSTGRES_DRIVERS, Postgres
 
 pytestmark = pytest.mark.server
@@ -198,6 +199,38 @@ def test_each_driver_over_a_fork(site: Site) -> None:
     assert site.rows() == [1]
     with manager() as again:
         assert again is connection
+
+
+@pytest.mark.parametrize("driver", [*POSTGRES_DRIVERS, "pymysql", "mysqlclient"])
+def test_a_fork_while_another_thread_is_inside_a_call(
+    driver: str, request: pytest.FixtureRequest
+) -> None:
+    """With the connection that the forking thread took: the child waits for no lock of it."""
+    is_postgres = driver in POSTGRES_DRIVERS
+    database: Any = request.getfixturevalue("postgres" if is_postgres else "mariadb")
+    manager = ManagedConnection(database.connector(driver))
+    with pytest.raises(ZeroDivisionError), manager() as connection:
+
+        def calls() -> None:
+            with contextlib.suppress(Exception):
+                sleeps = "select pg_sleep(30)" if is_postgres else "select sleep(30)"
+                connection.cursor().execute(sleeps)
+
+        thread = spawn(calls)
+        until(lambda: any("sleep(" in str(session) for session in database.sessions()))
+
+        def child() -> bool:
+            with manager(close=True) as own:
+                own.cursor().execute("select 1")
+                own.rollback()
+            return manager.closed
+
+        assert forked(child, leave="sys.exit", expect_threads=True)
+        (session,) = database.sessions()
+        database.terminate(session[0])
+        thread.result()
+        raise ZeroDivisionError
+    manager.close()
 
 
 @pytest.mark.parametrize("driver", ["psycopg2", "psycopg"])

@@ -6,6 +6,7 @@ stop it: a reset never reads on, it refuses, and the connection is dropped.
 
 from __future__ import annotations
 
+import os
 from types import ModuleType
 
 from nimue.drivers.base import Driver, Raw
@@ -110,8 +111,10 @@ class PyMySQL(_MySQL):
 
     def discard(self, raw: Raw) -> None:
         self._forget(raw)
-        if raw.open:
-            raw.close()
+        # close() waits for the lock of the reader, which a thread left in the parent may have had.
+        sock, raw._sock, raw._rfile = raw._sock, None, None
+        if sock is not None:
+            os.close(sock.detach())
 
     def _forget(self, raw: Raw) -> None:
         # Else the finaliser of the cursor, or of the result, reads on from a socket that is gone.

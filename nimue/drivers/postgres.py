@@ -115,6 +115,12 @@ class Psycopg2(_Postgres):
         if self.in_transaction(raw) is not False:
             raise self.interface_error("a rollback did not end the transaction")
 
+    def discard(self, raw: Raw) -> None:
+        # close() waits for psycopg2's lock, which a thread left in the parent may have had.
+        if not raw.closed and raw.get_transaction_status() == _ACTIVE:
+            raise self.interface_error("a query was under way at the fork")
+        raw.close()
+
     def session_id(self, raw: Raw) -> int | None:
         try:
             pid: int = raw.get_backend_pid()
