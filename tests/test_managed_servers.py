@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import doctest
+import os
 import re
+import signal
 import sqlite3
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +16,8 @@ from typing import Any
 import pytest
 
 from nimue import ManagedConnection, NimueInheritedConnectionError
-from tests.children import forked
+from nimue.database import PooledPostgreSQLDatabase
+from tests.children import Child, forked, gone
 from tests.fakes import spawn, until
 from tests.servers import POSTGRES_DRIVERS, Postgres
 
@@ -254,3 +258,35 @@ def test_a_session_that_the_server_has_ended(postgres: Postgres, driver: str) ->
     assert type(lost.value).__module__.startswith(driver)
     assert manager.closed
     postgres.expect_sessions(0)
+
+
+def _die_beside_a_child(dsn: str, name: str, report: int, wait: int) -> None:
+    """Has a managed connection and a thread's own in use, and a child that idles."""
+    manager = ManagedConnection(dsn=dsn, connkwargs={"application_name": name})
+    db = PooledPostgreSQLDatabase(dsn=dsn, application_name=name)
+
+    def idle() -> None:
+        os.write(report, b"%d\n" % os.getpid())
+        os.read(wait, 1)
+
+    with manager() as connection, db:
+        connection.cursor().execute("select 1")
+        db.sql("select 1")
+        Child(idle)
+        time.sleep(60)
+
+
+def test_an_idle_child_of_a_killed_parent_pins_nothing(postgres: Postgres) -> None:
+    report, theirs = os.pipe()
+    wait, go_on = os.pipe()
+    told = (postgres.dsn, postgres.name, theirs, wait)
+    parent = Child(_die_beside_a_child, *told, timeout=30)
+    idle = int(os.read(report, 100))
+    postgres.expect_sessions(2)
+    parent.signal(signal.SIGKILL)
+    parent.wait()
+    postgres.expect_sessions(0)
+    assert not gone(idle)
+    os.write(go_on, b"x")
+    for fd in (report, theirs, wait, go_on):
+        os.close(fd)
