@@ -285,20 +285,23 @@ class Opening:
     """A pool that opens a connection for each request, and answers at once."""
 
     opened = 0
+    conn = MagicMock()
 
     def poolstats(self) -> Any:
         return self
 
     def getconnection(self) -> Any:
         self.opened += 1
-        return MagicMock()
+        return self.conn
 
 
 def test_a_client_counts_what_is_in_its_window_alone():
-    now = time.monotonic()
     pool = Opening()
-    order = Order({}, {}, "select 1", 1, 0.05, 0.0, 5.0)
-    answer = Client(pool, order, Window(now, now + 0.225, now + 0.725)).run()
+    pool.getconnection().cursor()  # all that a mock makes at its first use is made
+    pool.opened = 0
+    order = Order({}, {}, "select 1", 1, 0.2, 0.0, 5.0)
+    now = time.monotonic()
+    answer = Client(pool, order, Window(now, now + 0.9, now + 2.9)).run()
     assert not answer.errors
     assert pool.opened == 15
     assert 1 <= answer.requests < pool.opened

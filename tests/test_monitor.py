@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import logging
 import threading
 import time
 import weakref
+from collections.abc import Callable
 from contextlib import closing
 from typing import Any
 
@@ -465,31 +467,33 @@ class TestLeaks:
             assert len([r for r in caplog.records if "has been out" in r.getMessage()]) == 2
 
 
-def be_uwsgi_master(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a monitor of this test's own: another's may be past the beginning already."""
-    monkeypatch.setattr(monitor, "is_uwsgi_master", lambda: True)
-    monkeypatch.setattr(monitor, "HUSH", 0.05)
-    monkeypatch.setattr(monitor, "here", monitor.Monitor())
+def _in_a_master_of_uwsgi() -> None:
+    monitor.is_uwsgi_master = lambda: True
+    monitor.HUSH = 0.05
+    logging.getLogger("nimue").addHandler(logging.NullHandler())
 
 
-def test_in_a_master_of_uwsgi_it_lets_go_of_what_is_idle_and_ends(
-    server: FakeServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Such a master forks in C at any time, and each of this thread's turns is a danger to that."""
-    be_uwsgi_master(monkeypatch)
+def _dozes() -> None:
+    _in_a_master_of_uwsgi()
+    server = FakeServer()
     with make(server, poolmin=2) as pool:
         pool.getconnection().close()
-        until(lambda: not server.open and not monitor.here.is_alive)
+        until(lambda: not server.open and not monitors())
         pool.getconnection().close()  # and whoever needs it has it again
         assert server.open
-        until(lambda: not server.open and not monitor.here.is_alive)
+        until(lambda: not server.open and not monitors())
 
 
-def test_in_a_master_of_uwsgi_a_dropped_connection_is_not_kept(
-    server: FakeServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    be_uwsgi_master(monkeypatch)
+def _sees_to_what_was_dropped() -> None:
+    _in_a_master_of_uwsgi()
+    server = FakeServer()
     with make(server, poolmin=0) as pool:
         pool.getconnection()
-        until(lambda: not server.open and not monitor.here.is_alive)
+        until(lambda: not server.open and not monitors())
         assert pool.poolstats().poolsize == 0
+
+
+@pytest.mark.parametrize("does", [_dozes, _sees_to_what_was_dropped])
+def test_in_a_master_of_uwsgi_it_lets_go_of_what_is_idle_and_ends(does: Callable[[], None]) -> None:
+    """Such a master forks in C at any time, and each of this thread's turns is a danger to that."""
+    in_script(does)
