@@ -29,6 +29,18 @@ def take_locked(state: State, handle: NimueConnection) -> Entry | None:
     return entry
 
 
+def _reclaim_locked(handle: NimueConnection, entry: Entry) -> bool:
+    """Take ``entry`` out of ``handle``; whether it was still that one's.
+
+    It is not where another thread was first, nor where the monitor was told that ``handle`` is
+    gone, as of one that the collector finalizes, and has given ``entry`` to the pool again.
+    """
+    watch = entry.watch
+    holder = None if watch is None else watch()
+    is_its_own = watch is not None and (holder is None or holder is handle)
+    return reclaim(handle, entry) and is_its_own
+
+
 def is_held_locked(spare: Spare) -> bool:
     """Whether what was popped from ``idle`` is still whose thread popped it; see :func:`stray`."""
     handle, _, entry = spare
@@ -45,7 +57,7 @@ def release(state: State, handle: NimueConnection, entry: Entry) -> None:
         return
     try:
         with state.lock:
-            if entry.state is not state or not reclaim(handle, entry):
+            if entry.state is not state or not _reclaim_locked(handle, entry):
                 return
             state.answer_for_locked(entry)
         opener.run(state, upkeep.tidy(state, entry))
@@ -79,7 +91,7 @@ def detach(state: State, handle: NimueConnection, entry: Entry) -> bool:
         raise inside_error("detach a connection")
     try:
         with state.lock:
-            if entry.state is not state or not reclaim(handle, entry):
+            if entry.state is not state or not _reclaim_locked(handle, entry):
                 return False
             state.answer_for_locked(entry)
             state.death_locked(entry)

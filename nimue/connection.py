@@ -83,7 +83,12 @@ class NimueConnection:
         if state is None:
             return
         try:
-            at_rest = not entry.soiled and state.in_transaction(entry.raw) is False
+            # A collector that has found the handle in a cycle has cleared its watch, and sent word
+            # that it was dropped, before a generator's finalizer in that cycle comes here.
+            watched = entry.watch() is self  # type: ignore[misc]
+            at_rest = (
+                watched and not entry.soiled and state.in_transaction(entry.raw) is False
+            )
         except Exception:  # the long way finds out what is the matter
             at_rest = False
         if not at_rest:

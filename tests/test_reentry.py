@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import threading
+import warnings
 from typing import Any
 
 import pytest
@@ -68,6 +69,37 @@ def test_a_generator_is_abandoned_inside(server: FakeServer) -> None:
             gc.set_threshold(*before)
             gc.collect()
         until(lambda: pool.poolstats().poolused == 0)
+
+
+@pytest.mark.parametrize("hears_first", [True, False])
+def test_what_the_collector_finalizes_comes_back_once(
+    server: FakeServer, hears_first: bool
+) -> None:
+    """The word that a handle was dropped is sent before a generator's finalizer closes it."""
+
+    def rows() -> Any:
+        conn = pool.getconnection()
+        try:
+            yield conn
+        finally:
+            if hears_first:
+                until(lambda: pool.poolstats().lost == 1)
+            conn.close()
+
+    server.allow.add("threads")
+    with make(server, poolmax=4) as pool, warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        generator = rows()
+        next(generator)
+        cycle = [generator]
+        cycle.append(cycle)  # type: ignore[arg-type]
+        del generator, cycle
+        gc.collect()
+        until(lambda: pool.poolstats().poolused == pool.poolstats().checking == 0)
+        taken = [pool.getconnection() for _ in range(2)]
+        assert taken[0].raw is not taken[1].raw
+        for conn in taken:
+            conn.close()
 
 
 def test_who_acquires_inside_is_told(server: FakeServer) -> None:
