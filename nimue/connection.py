@@ -79,16 +79,11 @@ class NimueConnection:
             settle()
         lease = self._lease
         entry = lease[0]
-        state = entry.state
-        if state is None:
+        if (state := entry.state) is None:
             return
         try:
-            # A collector that has found the handle in a cycle has cleared its watch, and sent word
-            # that it was dropped, before a generator's finalizer in that cycle comes here.
-            watched = entry.watch() is self  # type: ignore[misc]
-            at_rest = (
-                watched and not entry.soiled and state.in_transaction(entry.raw) is False
-            )
+            is_fit = entry.watch() is self and not entry.soiled  # type: ignore[misc]
+            at_rest = is_fit and state.in_transaction(entry.raw) is False
         except Exception:  # the long way finds out what is the matter
             at_rest = False
         if not at_rest:
