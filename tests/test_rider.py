@@ -141,7 +141,8 @@ def test_a_script_as_documented(site: Site) -> None:
 
     failed = command(site.folder, "rider.py", "migrate")
     assert failed.returncode == 1
-    assert failed.stderr == f"rider: my_dir/{path.name}, step 1 of 1: the step is empty\n"
+    told = f"rider: my_dir/{path.name}, step 1 of 1: the step is empty\n"
+    assert failed.stderr.startswith(told)  # 3.13 says what the script leaves open
 
     path.write_text(path.read_text().replace('step("")', 'step("create table t (i int)")'))
     done = command(
