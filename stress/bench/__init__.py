@@ -30,7 +30,7 @@ from pathlib import Path
 from stress import places
 from stress.bench import contended, footprint, forking, scale, spike, uncontended
 from stress.bench.contenders import ALL, Contender, Nimue
-from stress.bench.report import Part, Sheet, compare, verdict
+from stress.bench.report import Part, Sheet, conclude
 from stress.bench.runs import Context
 
 PARTS: dict[str, Callable[[Context], Part]] = {
@@ -112,15 +112,8 @@ def main(argv: list[str] | None = None) -> int:
         sheet.parts.append(part)
         print("\n".join(part.lines()))
         print(f"\n  ({time.monotonic() - start:.1f} s)", flush=True)
-    if options.compare is not None:
-        print("\n".join(compare(options.compare, sheet)))
-    if options.json:
-        options.json.write_text(json.dumps(sheet.as_json(), indent=1) + "\n")
-    if options.no_verdict:
-        return 0
-    lines, good = verdict(sheet.parts)
-    print("\n".join(lines))
-    return 0 if good else 1
+    told = {"earlier": options.compare, "file": options.json}
+    return conclude("bench", sheet, **told, is_judged=not options.no_verdict)
 
 
 def _busy() -> str:

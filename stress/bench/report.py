@@ -10,8 +10,11 @@ Figures are flat and named, so that two runs can be compared without knowing wha
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 
@@ -170,6 +173,37 @@ def compare(earlier: Mapping[str, Any], sheet: Sheet) -> list[str]:
     if bool(earlier.get("quick")) != sheet.quick:
         shown.append("  One of the two runs was --quick: small differences say nothing.")
     return shown
+
+
+def conclude(
+    name: str,
+    sheet: Sheet,
+    left: Sequence[str] = (),
+    *,
+    earlier: Mapping[str, Any] | None = None,
+    file: Path | None = None,
+    is_judged: bool = True,
+) -> int:
+    """The end of a run: show what changed, keep the figures, print the verdict; the exit status.
+
+    Args:
+        name: of the command.
+        left: what still runs of it, which is a failure.
+        earlier: the JSON of another run.
+        file: where the figures go.
+    """
+    if earlier is not None:
+        print("\n".join(compare(earlier, sheet)))
+    if file is not None:
+        file.write_text(json.dumps(sheet.as_json(), indent=1) + "\n")
+    if left:
+        print(f"{name}: still running: {', '.join(left)}", file=sys.stderr)
+        return 1
+    if not is_judged:
+        return 0
+    lines, good = verdict(sheet.parts)
+    print("\n".join(lines))
+    return 0 if good else 1
 
 
 def number(value: float) -> str:

@@ -23,7 +23,7 @@ import nimue
 from nimue.cli import extra
 from stress import places
 from stress.bench import total_servers
-from stress.bench.report import Part, Sheet, compare, verdict
+from stress.bench.report import Part, Sheet, conclude
 from stress.bench.runs import Context
 from stress.bench.total_parts import HOT, SELECT, SKEW, Plan
 from stress.bench.total_runs import BOUNCER, LIMIT, NIMUE, PROCESSES, STATIC, Stage
@@ -90,18 +90,8 @@ def _measure(stage: Stage, options: argparse.Namespace) -> Sheet:
 
 
 def _conclude(sheet: Sheet, options: argparse.Namespace, left: list[str]) -> int:
-    if options.compare is not None:
-        print("\n".join(compare(options.compare, sheet)))
-    if options.json:
-        options.json.write_text(json.dumps(sheet.as_json(), indent=1) + "\n")
-    if left:
-        print(f"total: still running: {', '.join(left)}", file=sys.stderr)
-        return 1
-    if options.no_verdict:
-        return 0
-    lines, good = verdict(sheet.parts)
-    print("\n".join(lines))
-    return 0 if good else 1
+    told = {"earlier": options.compare, "file": options.json}
+    return conclude("total", sheet, left, **told, is_judged=not options.no_verdict)
 
 
 def _bouncer() -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import random
@@ -16,7 +15,7 @@ from nimue.cli.demo_verdict import DemoFailed
 from stress import places
 from stress.bench import spike
 from stress.bench.contenders import ALL as FAKED
-from stress.bench.report import Part, Sheet, verdict
+from stress.bench.report import Part, Sheet, conclude
 from stress.bench.runs import Context
 from stress.compare import down, entrants, prefork, tell
 from stress.compare.entrants import BY_NAME, Seat
@@ -101,16 +100,8 @@ _RUN: dict[str, Callable[[Site, Sequence[Seat], argparse.Namespace], Part]] = {
 
 
 def _conclude(sheet: Sheet, options: argparse.Namespace, left: list[str]) -> int:
-    if options.json:
-        options.json.write_text(json.dumps(sheet.as_json(), indent=1) + "\n")
-    if left:
-        print(f"compare: still running: {', '.join(left)}", file=sys.stderr)
-        return 1
-    if options.no_verdict:
-        return 0
-    lines, good = verdict(sheet.parts)
-    print("\n".join(lines))
-    return 0 if good else 1
+    told = {"file": options.json, "is_judged": not options.no_verdict}
+    return conclude("compare", sheet, left, **told)
 
 
 def _options(argv: list[str]) -> argparse.Namespace:

@@ -11,7 +11,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import sys
@@ -21,7 +20,7 @@ from typing import TypeVar
 import nimue
 from nimue.cli import extra
 from stress import places
-from stress.bench.report import Part, Sheet, Table, verdict
+from stress.bench.report import Part, Sheet, Table, conclude
 from stress.bench.runs import percentile
 from stress.ground import perform
 from stress.storm.diary import most_at_once, seconds_waited, shared_backends
@@ -58,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
     return perform(
         Stage,
         lambda stage: _measure(stage, options),
-        lambda sheet, left: _conclude(sheet, options, left),
+        lambda sheet, left: conclude("storm", sheet, left, file=options.json),
     )
 
 
@@ -139,17 +138,6 @@ def _ask(part: Part, plan: Plan, outcome: Outcome, longest: float) -> None:
     part.at_most("processes left", 0, outcome.processes)
     part.at_most("descriptors left here", 0, outcome.descriptors)
     part.at_most("descriptors more at a process's end", GROWN, found.grown)
-
-
-def _conclude(sheet: Sheet, options: argparse.Namespace, left: list[str]) -> int:
-    if options.json:
-        options.json.write_text(json.dumps(sheet.as_json(), indent=1) + "\n")
-    if left:
-        print(f"storm: still running: {', '.join(left)}", file=sys.stderr)
-        return 1
-    lines, good = verdict(sheet.parts)
-    print("\n".join(lines))
-    return 0 if good else 1
 
 
 def _parser() -> argparse.ArgumentParser:
