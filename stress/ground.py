@@ -5,15 +5,16 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from nimue.cli.demo_process import Postgres, remove
+from nimue.cli.demo_process import Family, Postgres, remove
 from nimue.cli.demo_verdict import DemoFailed
 from nimue.cli.interrupt import Interrupted, Interrupts
 
@@ -107,6 +108,16 @@ def _told(left: list[str]) -> str:
     if left:
         return f"left behind: {', '.join(left)}"
     return "all processes ended, all files removed"
+
+
+def put_down_sessions(family: Family, leaders: Sequence[subprocess.Popen[Any]]) -> None:
+    """End children that lead a session each, and whatever is in these."""
+    for process in leaders:
+        if process.returncode is None:  # else its number may be another's session by now
+            family.adopt_session(process.pid)
+    family.signal(signal.SIGKILL)
+    for process in leaders:
+        put_down(process)
 
 
 def put_down(process: subprocess.Popen[Any]) -> None:

@@ -500,7 +500,9 @@ class FakeServer:
     def _refuse(self, kind: str, message: str, *, silent: bool = False) -> None:
         if kind in self.allow or self._record.closed:
             return
-        stack = "".join(traceback.format_stack(sys._getframe(1), limit=12))
+        # At the interpreter's end there is nothing left to read the lines with.
+        frames = [] if sys.is_finalizing() else traceback.format_stack(sys._getframe(1), limit=12)
+        stack = "".join(frames)
         seen = Violation(kind, message, threading.current_thread().name, os.getpid(), stack)
         self._record.write(json.dumps(vars(seen)).encode() + b"\n")
         if not silent:

@@ -26,7 +26,8 @@ from stress.bench.total_client import Answer, Client, Order, Window
 from stress.bench.total_parts import HOT, SKEW, Plan, percentile
 from stress.bench.total_runs import BOUNCER, LIMIT, NIMUE, PROCESSES, STATIC, Run, pool_settings
 from stress.bench.total_servers import RunFailed
-from stress.bench.total_watch import LASTING, Census
+from stress.bench.total_watch import LASTING
+from stress.watch import Census
 
 pytest.importorskip("psutil")
 
@@ -170,7 +171,7 @@ def test_a_contender_that_fails_is_told_and_the_others_go_on(tmp_path, capsys, m
 
 @pytest.mark.server
 def test_sessions_that_outlive_their_clients_fail_the_run(monkeypatch):
-    monkeypatch.setattr(total_runs.Watch, "settled", lambda self, bound: 2)
+    monkeypatch.setattr(total_runs.PostgresWatch, "settled", lambda self, bound: 2)
     with Interrupts() as interrupts:
         stage = total_runs.Stage(interrupts)
         try:
@@ -240,7 +241,7 @@ def test_an_error_of_the_benchmark_itself_is_told_in_full():
 
 
 def test_what_is_closing_is_seen_and_does_not_last():
-    census = Census()
+    census = Census(LASTING)
     eight = frozenset(range(8))
     for number in range(50):
         closing = {100 + number // 5} if number % 5 else set()

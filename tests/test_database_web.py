@@ -15,9 +15,8 @@ from urllib.parse import urlsplit
 import pytest
 
 from tests.children import ROOT
-from tests.fakes import until
 from tests.servers import MariaDB, Postgres
-from tests.test_servers import Site, gunicorn
+from tests.test_servers import Site, gunicorn, serving
 
 pytestmark = pytest.mark.server
 
@@ -98,18 +97,13 @@ def answer():
 @pytest.fixture
 def flask(postgres: Postgres, authors: str, tmp_path: Path) -> Iterator[Callable[..., Site]]:
     pytest.importorskip("flask")
-    sites: list[Site] = []
 
-    def start(command: list[str], **env: str) -> Site:
+    def make(command: list[str], **env: str) -> Site:
         app = "\n".join([*readme(), ROUTES])
-        sites.append(Site(postgres, tmp_path, command, app=app, **address(postgres), **env))
-        until(sites[-1].answers, 20, sites[-1].log.read_text)
-        return sites[-1]
+        return Site(postgres, tmp_path, command, app=app, **address(postgres), **env)
 
-    yield start
-    for site in sites:
-        site.end()
-    postgres.expect_sessions(0)
+    with serving(postgres, make) as start:
+        yield start
 
 
 class TestFlask:

@@ -7,6 +7,7 @@ worker and the session, so that crossed wires and borrowed sessions show.
 from __future__ import annotations
 
 import contextlib
+import functools
 import http.client
 import json
 import os
@@ -156,12 +157,13 @@ class Site:
         assert "DeprecationWarning" not in log, log
 
 
-@pytest.fixture
-def serve(postgres, tmp_path):
+@contextlib.contextmanager
+def serving(postgres, make):
+    """Starts what ``make`` makes, until it answers, and ends it after; no session is left then."""
     sites = []
 
-    def start(command, **env):
-        sites.append(Site(postgres, tmp_path, command, **env))
+    def start(*args, **env):
+        sites.append(make(*args, **env))
         until(sites[-1].answers, 20, sites[-1].log.read_text)
         return sites[-1]
 
@@ -169,6 +171,12 @@ def serve(postgres, tmp_path):
     for site in sites:
         site.end()
     postgres.expect_sessions(0)
+
+
+@pytest.fixture
+def serve(postgres, tmp_path):
+    with serving(postgres, functools.partial(Site, postgres, tmp_path)) as start:
+        yield start
 
 
 def gunicorn(*options):

@@ -15,7 +15,7 @@ from stress import options, orphans
 from stress.diary import Diary
 from stress.processes import gone
 from stress.trial import faults
-from stress.trial.desk import OK, REFUSED, UNKNOWN
+from stress.trial.desk import OK, REFUSED, STOOD, UNKNOWN
 from stress.trial.diaries import Diaries
 from stress.trial.growth import judge_growth
 from stress.trial.record import Health, Question
@@ -297,3 +297,25 @@ def test_a_worker_of_a_peer_imports_no_nimue() -> None:
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
     assert done.stdout.strip() == "False"
+
+
+def test_who_is_put_down_has_shown_where_it_stood(tmp_path) -> None:
+    code = """
+import sys, time
+from stress.trial.brief import Brief
+from stress.trial.desk import guard
+
+def lingers():
+    time.sleep(60)
+
+guard(Brief("nimue", "sqlite3", "mark", {}, sys.argv[1], seed=1, bound=1.0))
+lingers()
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False, timeout=60)
+    assert done.returncode == -signal.SIGALRM
+    assert "in lingers" in (tmp_path / STOOD).read_text()
+
+
+def test_where_the_hung_stood_is_told(tmp_path) -> None:
+    _, notes = judge(seen(tmp_path, stood="in lingers"))
+    assert "in lingers" in notes

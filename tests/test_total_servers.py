@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from stress.bench.total_watch import Watch
+from stress.bench.total_watch import PostgresWatch
 from tests.fakes import spawn, until
 from tests.servers import connect_psycopg2
 from tests.test_servers import Site, gunicorn, uwsgi
@@ -58,7 +58,7 @@ def watching(database):
     """The server's own count, all the time."""
     with contextlib.closing(connect_psycopg2(database.dsn, "nimue-tests-watch")) as conn:
         conn.autocommit = True
-        watch = Watch(conn, database.name)
+        watch = PostgresWatch(conn, database.name)
         watch.start()
         try:
             yield watch.census

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from nimue.error import NimueError
-from nimue.rider import Rider
 from nimue.rider.command import add_commands, carry_out
 
 #: Where the database is found when nothing is said: its names ``db`` and, if there, ``config``.
@@ -47,6 +46,8 @@ def run(namespace: argparse.Namespace) -> int:
     if namespace.subcommand is None:
         namespace.parser.print_help()
         return 0
+    from nimue.rider import Rider
+
     try:
         db, config = found(namespace.db)
         given = {

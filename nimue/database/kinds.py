@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any
 
@@ -11,7 +11,33 @@ from nimue.error import NimueDBModuleFailure
 from nimue.settings import Unsaid, refuse
 
 
-class PooledPostgreSQLDatabase(PooledDatabase):
+class _Known(PooledDatabase):
+    """A database whose driver is found, and is told what the pool needs of it."""
+
+    #: Modules that will do, the first choice first; and what is said to the driver, or of it.
+    _drivers: tuple[str, ...]
+    _said: Mapping[str, Any]
+
+    def __init__(
+        self,
+        max_connections: int | str = MAX_CONNECTIONS,
+        stale_timeout: float | str | None = None,
+        timeout: float | str | None = None,
+        *args: Any,
+        connfunc: Callable[..., Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if connfunc is None:
+            connfunc = _connect_of(*self._drivers)
+        kwargs = {**self._said, **self._translated(kwargs)}
+        super().__init__(connfunc, max_connections, stale_timeout, timeout, *args, **kwargs)
+
+    def _translated(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """The driver's arguments as every driver of this database knows them."""
+        return kwargs
+
+
+class PooledPostgreSQLDatabase(_Known):
     """PostgreSQL, by psycopg2, or psycopg 3 where that is not installed.
 
     Args:
@@ -20,24 +46,16 @@ class PooledPostgreSQLDatabase(PooledDatabase):
         others: see :class:`PooledDatabase`.
     """
 
-    def __init__(
-        self,
-        max_connections: int | str = MAX_CONNECTIONS,
-        stale_timeout: float | str | None = None,
-        timeout: float | str | None = None,
-        *args: Any,
-        connfunc: Callable[..., Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        if connfunc is None:
-            connfunc = _connect_of("psycopg2", "psycopg")
+    _drivers = ("psycopg2", "psycopg")
+    _said: Mapping[str, Any] = {"dialect": "postgres"}
+
+    def _translated(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         if "database" in kwargs and "dbname" not in kwargs:  # psycopg 3 knows the latter alone
             kwargs["dbname"] = kwargs.pop("database")
-        kwargs = {"dialect": "postgres", **kwargs}
-        super().__init__(connfunc, max_connections, stale_timeout, timeout, *args, **kwargs)
+        return kwargs
 
 
-class PooledMySQLDatabase(PooledDatabase):
+class PooledMySQLDatabase(_Known):
     """MySQL or MariaDB, by mysqlclient, or PyMySQL where that is not installed.
 
     Args:
@@ -46,22 +64,11 @@ class PooledMySQLDatabase(PooledDatabase):
         others: see :class:`PooledDatabase`.
     """
 
-    def __init__(
-        self,
-        max_connections: int | str = MAX_CONNECTIONS,
-        stale_timeout: float | str | None = None,
-        timeout: float | str | None = None,
-        *args: Any,
-        connfunc: Callable[..., Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        if connfunc is None:
-            connfunc = _connect_of("MySQLdb", "pymysql")
-        kwargs = {"dialect": "mysql", **kwargs}
-        super().__init__(connfunc, max_connections, stale_timeout, timeout, *args, **kwargs)
+    _drivers = ("MySQLdb", "pymysql")
+    _said: Mapping[str, Any] = {"dialect": "mysql"}
 
 
-class PooledSQLiteDatabase(PooledDatabase):
+class PooledSQLiteDatabase(_Known):
     """SQLite, by the standard library's sqlite3.
 
     A database in memory is one connection's own, so there ``max_connections`` is 1: one thread at
@@ -74,24 +81,23 @@ class PooledSQLiteDatabase(PooledDatabase):
         others: see :class:`PooledDatabase`.
     """
 
+    _drivers = ("sqlite3",)
+    _said: Mapping[str, Any] = {"dialect": "sqlite", "check_same_thread": False}
+
     def __init__(
         self,
         max_connections: int | str = Unsaid(MAX_CONNECTIONS),
         stale_timeout: float | str | None = None,
         timeout: float | str | None = None,
         *args: Any,
-        connfunc: Callable[..., Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        if connfunc is None:
-            connfunc = _connect_of("sqlite3")
         if _is_in_memory(args[0] if args else kwargs.get("database")):
             if not isinstance(max_connections, Unsaid) and max_connections not in (1, "1"):
                 allowed = "1 where the database is in memory: each connection has one of its own"
                 raise refuse("max_connections", max_connections, allowed)
             max_connections = 1
-        kwargs = {"dialect": "sqlite", "check_same_thread": False, **kwargs}
-        super().__init__(connfunc, max_connections, stale_timeout, timeout, *args, **kwargs)
+        super().__init__(max_connections, stale_timeout, timeout, *args, **kwargs)
 
 
 def _is_in_memory(database: object) -> bool:

@@ -18,7 +18,7 @@ from nimue.cli.interrupt import Interrupts
 from stress.bench.runs import environment
 from stress.bench.total_client import LATE, Answer, Order
 from stress.bench.total_servers import PgBouncer, RunFailed
-from stress.bench.total_watch import Watch
+from stress.bench.total_watch import PostgresWatch
 from stress.ground import Ground, put_down
 
 LIMIT = 8
@@ -144,7 +144,7 @@ class Stage(Ground):
         self._runs += 1
         mark = f"nimue-total-{self._token}-{self._runs}"
         self._current = ExitStack()
-        watch = Watch(self._conn, mark)
+        watch = PostgresWatch(self._conn, mark)
         try:
             address = self._limited(contender)
             self._current.callback(watch.stop)
@@ -192,7 +192,9 @@ class Stage(Ground):
             clients.append(client)
         return clients
 
-    def _measured(self, clients: list[ClientProcess], watch: Watch, seconds: float) -> list[Answer]:
+    def _measured(
+        self, clients: list[ClientProcess], watch: PostgresWatch, seconds: float
+    ) -> list[Answer]:
         deadline = time.monotonic() + STARTUP
         for client in clients:
             client.line(deadline)
@@ -209,7 +211,7 @@ class Stage(Ground):
         return [Answer(**json.loads(line)) for line in lines]
 
     def _result(
-        self, scenario: Scenario, seconds: float, answers: list[Answer], watch: Watch
+        self, scenario: Scenario, seconds: float, answers: list[Answer], watch: PostgresWatch
     ) -> Run:
         errors = [error for answer in answers for error in answer.errors]
         if watch.error is not None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from nimue.cli.demo_process import Family
 from nimue.cli.demo_verdict import DemoFailed
-from stress.ground import put_down
+from stress.ground import put_down_sessions
 from stress.scenarios.base import Callers, Scenario, wait_until
 from stress.trial.desk import Answer
 
@@ -124,11 +124,6 @@ class Celery(Scenario):
     def close(self) -> None:
         if self._callers is not None:
             self._callers.finish(0.0)
-        for process in self._leaders:
-            if process.returncode is None:  # else its number may be another's session by now
-                self._family.adopt_session(process.pid)
-        self._family.signal(signal.SIGKILL)
-        for process in self._leaders:
-            put_down(process)
+        put_down_sessions(self._family, self._leaders)
         if self._app is not None:
             self._app.close()

@@ -13,7 +13,7 @@ from stress.trial.brief import Brief
 from stress.trial.desk import Desk, guard
 
 desk = Desk(Brief.here())
-guard(desk.brief.bound)
+guard(desk.brief)
 app = make_app(Path(desk.brief.folder) / "celery")
 
 

@@ -15,7 +15,7 @@ control_socket_disable = True
 
 def when_ready(server: Any) -> None:
     """The master, too, ends by itself when nobody is left to end it; its workers follow it."""
-    guard(Brief.here().bound)
+    guard(Brief.here())
 
 
 def _leave() -> None:

@@ -6,12 +6,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
 from nimue.cli.demo_process import Family
-from stress.ground import put_down
+from stress.ground import put_down_sessions
 from stress.scenarios.base import Scenario, wait_until
 from stress.trial.brief import Brief
 from stress.trial.tickets import Tickets
@@ -28,14 +28,8 @@ class Own(Scenario):
     #: Of the crew: what each interpreter is.
     role: tuple[str, ...] = ("alone",)
 
-    def __init__(
-        self,
-        brief: Brief,
-        processes: int,
-        variant: str,
-        happened: Callable[[str, str], None],
-    ) -> None:
-        super().__init__(brief, processes, variant, happened)
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
         self._crew: list[subprocess.Popen[Any]] = []
         self._family = Family()
         self._log = open(self.log, "ab")  # noqa: SIM115
@@ -109,12 +103,7 @@ class Own(Scenario):
 
     def close(self) -> None:
         self._is_over = True
-        for process in self._crew:
-            if process.returncode is None:  # else its number may be another's session by now
-                self._family.adopt_session(process.pid)
-        self._family.signal(signal.SIGKILL)
-        for process in self._crew:
-            put_down(process)
+        put_down_sessions(self._family, self._crew)
         with suppress(OSError):
             self._log.close()
 

@@ -88,7 +88,7 @@ class Parent:
 
 def main(name: str, processes: str) -> None:
     brief = Brief.here()
-    guard(brief.bound)
+    guard(brief)
     Parent(brief, name, int(processes)).run()
 
 

@@ -12,9 +12,10 @@ import subprocess
 import threading
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from nimue.cli.demo_process import Family, tail, until
 from nimue.cli.demo_verdict import DemoFailed
@@ -122,13 +123,11 @@ class Served(Scenario):
     #: As the server says it in its log, by kind.
     said: Mapping[str, str] = {}
 
-    def __init__(
-        self, brief: Brief, processes: int, variant: str, happened: Callable[[str, str], None]
-    ) -> None:
-        super().__init__(brief, processes, variant, happened)
-        if variant not in self.variants:
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        if self.variant not in self.variants:
             known = ", ".join(self.variants)
-            raise ValueError(f"variant {variant!r} of {self.name}: must be one of {known}")
+            raise ValueError(f"variant {self.variant!r} of {self.name}: must be one of {known}")
         self._family = Family()
         self._process: subprocess.Popen[bytes] | None = None
         self._callers: Callers | None = None

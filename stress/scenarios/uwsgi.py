@@ -7,11 +7,11 @@ import errno
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from typing import Any
 
 from nimue.cli.demo_process import until
 from stress.scenarios.served import Served
-from stress.trial.brief import Brief
 
 #: Its master ends by itself when nobody is left to end it; the workers go with it. An alarm
 #: outlasts the exec of a reload, and is set anew by that.
@@ -22,6 +22,8 @@ HOOKS = ("--enable-threads", "--py-call-uwsgi-fork-hooks")
 #: Seconds after which a worker that has come to no work hangs: it was forked while a thread of the
 #: master had the interpreter's lock, for which uWSGI waits only with ``HOOKS``.
 MUTE = 10.0
+#: Seconds between two looks for such, each of which goes through all processes there are.
+LOOK = 0.5
 
 
 class Uwsgi(Served):
@@ -45,12 +47,11 @@ class Uwsgi(Served):
 
     _count = 0
 
-    def __init__(
-        self, brief: Brief, processes: int, variant: str, happened: Callable[[str, str], None]
-    ) -> None:
-        super().__init__(brief, processes, variant, happened)
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
         #: Since when each worker is known; None for who has come to work, or was told of.
         self._mute: dict[int, float | None] = {}
+        self._look = 0.0
 
     @property
     def abreast(self) -> int:
@@ -78,13 +79,17 @@ class Uwsgi(Served):
 
     def tend(self) -> None:
         super().tend()
+        now = time.monotonic()
+        if now < self._look:
+            return
+        self._look = now + LOOK
         for pid in self.workers():
-            since = self._mute.setdefault(pid, time.monotonic())
+            since = self._mute.setdefault(pid, now)
             if since is None:
                 continue
             if (self.folder / "diaries" / f"w{pid}").exists():
                 self._mute[pid] = None
-            elif time.monotonic() - since > MUTE:
+            elif now - since > MUTE:
                 self._mute[pid] = None
                 self.happened("mute", f"worker {pid} hangs at its start")
 

@@ -10,7 +10,7 @@ from typing import Any
 from nimue.cli.demo_process import tail
 from nimue.cli.interrupt import Interrupts
 from stress import orphans
-from stress.bench.total_watch import Watch
+from stress.bench.total_watch import PostgresWatch
 from stress.diary import count_files
 from stress.ground import Ground
 from stress.permits import count_permits
@@ -92,7 +92,7 @@ class Stage(Ground):
         )
         files = count_files()[1]
         fleet = Fleet(order, plan.processes, log, {"NIMUE_DIR": str(self._shared)})
-        watch = Watch(self._conn, self._mark)
+        watch = PostgresWatch(self._conn, self._mark)
         begun = time.monotonic()
         try:
             with self._interrupts.held():
@@ -143,7 +143,7 @@ class Stage(Ground):
         return fleet.leave(END)
 
     def _judge(
-        self, plan: Plan, fleet: Fleet, watch: Watch, seconds: float, spells: int
+        self, plan: Plan, fleet: Fleet, watch: PostgresWatch, seconds: float, spells: int
     ) -> Outcome:
         processes = len(orphans.left(self._servers(), SETTLED))
         sessions = watch.settled(SETTLED)

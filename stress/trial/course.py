@@ -23,6 +23,7 @@ from stress.scenarios import scenario
 from stress.scenarios.base import Scenario
 from stress.trial import faults
 from stress.trial.brief import Brief
+from stress.trial.desk import STOOD
 from stress.trial.diaries import Diaries
 from stress.trial.growth import LONG, judge_growth
 from stress.trial.mischief import Mischief
@@ -35,6 +36,8 @@ from stress.trial.verdict import Evidence, audit, judge
 TICK, RECOVERY, GOOD = 0.02, 20.0, 1.5
 #: What an orphan dies of that nobody sent: it hung, or went wrong.
 CRASHES = (signal.SIGALRM, signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE)
+#: Lines that are shown of where those stood that hung.
+SHOWN = 200
 #: Seconds in which the processes have to end, beyond the pool's timeout; and the server to see it.
 END, SETTLED = 15.0, 10.0
 
@@ -277,6 +280,7 @@ class Course:
             descriptors=max(0, count_files()[1] - self._files),
             knows_sessions=self.site.database.server != "sqlite",
             troubles=troubles,
+            stood=tail(self.folder / STOOD, SHOWN) if self.diaries.hung else "",
         )
 
     def _happenings(self) -> list[Happening]:

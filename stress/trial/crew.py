@@ -101,7 +101,7 @@ class Parent:
 
 def main(argv: list[str]) -> None:
     brief = Brief.here()
-    guard(brief.bound)
+    guard(brief)
     if argv[0] == "alone":
         alone(brief)
     else:

@@ -11,7 +11,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, BinaryIO
 
 from stress.diary import Diary, count_files, now
 from stress.trial import pools, tickets
@@ -23,6 +23,12 @@ from stress.trial.words import told
 #: was not told, since it was cut in the commit.
 OK, REFUSED, UNKNOWN = "ok", "refused", "unknown"
 
+
+#: In the trial's folder: where those stood that hung.
+STOOD = "stood.log"
+
+#: It stays open for faulthandler, which keeps no more of it than the descriptor's number.
+_stood: BinaryIO | None = None
 
 #: What the names of threads begin with that ask of their own accord.
 DRIVER = "driver-"
@@ -80,7 +86,7 @@ class Desk:
 
     def enter(self) -> None:
         """This process comes to work."""
-        guard(self.brief.bound)
+        guard(self.brief)
         self.enter_child(f"w{os.getpid()}")
 
     def enter_child(self, name: str) -> None:
@@ -197,7 +203,10 @@ class Desk:
         return answer
 
 
-def guard(bound: float) -> None:
-    """End this process by itself after so many seconds, showing where every thread stood."""
-    faulthandler.register(signal.SIGALRM, all_threads=True, chain=True)
-    signal.alarm(int(bound))
+def guard(brief: Brief) -> None:
+    """End this process by itself when its time is up, and write down where every thread stood."""
+    global _stood
+    if _stood is None:
+        _stood = open(os.path.join(brief.folder, STOOD), "ab")  # noqa: SIM115
+    faulthandler.register(signal.SIGALRM, _stood, all_threads=True, chain=True)
+    signal.alarm(int(brief.bound))

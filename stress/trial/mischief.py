@@ -6,7 +6,6 @@ import queue
 import signal
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from random import Random
@@ -70,10 +69,6 @@ class Mischief:
         """The times of the faults count from here."""
         self._started = time.monotonic()
         self._hand.start()
-
-    @property
-    def counts(self) -> Counter[str]:
-        return Counter(happening.kind for happening in self.done)
 
     def act(self) -> None:
         """Do what is due, and undo what has lasted long enough."""

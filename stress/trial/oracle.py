@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -10,59 +9,41 @@ from contextlib import suppress
 from typing import Any
 
 from nimue.cli import extra
-from stress.bench.total_watch import Census
 from stress.databases import Database, ServerAway
 from stress.trial.record import Health, Look
+from stress.watch import Census, Watch
 
-#: Seconds between two looks at the server's list, and at the processes.
-LOOK, SAMPLE = 0.01, 1.0
+#: Seconds between two looks at the processes.
+SAMPLE = 1.0
 #: A session that is closed is listed until its server process has ended: no longer than this.
 LASTING = 0.15
 
 
-class Sessions:
-    """A thread that looks at the server's own list of sessions, and writes down every change."""
+class Sessions(Watch):
+    """The sessions of a trial, with every change written down."""
 
     def __init__(self, database: Database, mark: str, begun: float) -> None:
+        super().__init__(LASTING)
         self._database, self._mark, self._begun = database, mark, begun
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="sessions", daemon=True)
-        self.census = Census(LASTING)
         self.looks: list[Look] = []
         #: The most that one process had in two looks so far apart.
         self.most_of_one = 0
-        self.error: str | None = None
         self._by_process: dict[int, Census] = {}
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def stop(self) -> None:
-        self._over.set()
-        if self._thread.ident is not None:
-            self._thread.join(10)
 
     @property
     def now(self) -> dict[int, int]:
         return dict(self.looks[-1].sessions) if self.looks else {}
 
-    def settled(self, bound: float) -> int:
-        """Sessions left when there are none any more, or after ``bound`` seconds."""
-        deadline = time.monotonic() + bound
-        while (left := len(self._database.sessions(self._mark))) and time.monotonic() < deadline:
-            time.sleep(LOOK)
-        return left
+    def sessions(self) -> dict[int, int]:
+        return self._database.sessions(self._mark)
 
-    def _watch(self) -> None:
-        try:
-            while not self._over.wait(LOOK):
-                with suppress(ServerAway):
-                    when = time.monotonic()
-                    self._fold(when, self._database.sessions(self._mark))
-        except Exception as error:
-            self.error = f"{type(error).__name__}: {error}"
-        finally:
-            self._database.leave()
+    def look(self) -> None:
+        with suppress(ServerAway):
+            when = time.monotonic()
+            self._fold(when, self.sessions())
+
+    def leave(self) -> None:
+        self._database.leave()
 
     def _fold(self, when: float, listed: dict[int, int]) -> None:
         self.census.fold(when, frozenset(listed))

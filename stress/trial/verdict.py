@@ -76,6 +76,7 @@ class Evidence:
         left: processes that outlived the end.
         permits: that could be taken at the end; None without a shared limit.
         troubles: what went wrong with the run itself.
+        stood: where the threads of those stood that hung.
     """
 
     diaries: Diaries
@@ -98,6 +99,7 @@ class Evidence:
     descriptors: int
     knows_sessions: bool = True
     troubles: list[str] = field(default_factory=list)
+    stood: str = ""
 
 
 def judge(seen: Evidence) -> tuple[list[Check], list[str]]:
@@ -110,6 +112,7 @@ def judge(seen: Evidence) -> tuple[list[Check], list[str]]:
     ]
     diaries = seen.diaries
     notes = [*diaries.wrong[:10], *diaries.hung[:10], *seen.left[:10], *seen.troubles[:10]]
+    notes += [seen.stood] if seen.stood else []
     if seen.ledger is not None and seen.ledger.unknown:
         kept, unknown = seen.ledger.kept, seen.ledger.unknown
         notes.append(f"Of {unknown:,} that nobody knows of, {kept:,} were committed.")
