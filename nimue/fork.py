@@ -11,6 +11,7 @@ import logging
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
@@ -32,13 +33,14 @@ class Member(Protocol):
     """Whoever wants to be told of forks. Nothing that it does may raise or wait without bound.
 
     ``sever`` is called at once in a child of ``os.fork``, for whoever said before the fork that a
-    child would inherit something. ``settle_in_child`` is called in every child, when it first
-    comes through a door or at once, and puts everything else right. ``forker`` is the thread that
-    forked, if it is known to be the running one.
+    child would inherit something. ``fork_is_over`` comes in the parent, for them, or for everybody
+    if Ctrl-C has ``cut_short`` what came before the fork. ``settle_in_child`` is called in every
+    child, when it first comes through a door or at once, and puts everything else right.
+    ``forker`` is the thread that forked, if it is known to be the running one.
     """
 
     def before_fork(self, deadline: float) -> bool: ...
-    def fork_is_over(self) -> None: ...
+    def fork_is_over(self, cut_short: bool) -> None: ...
     def sever(self, forker: int | None) -> None: ...
     def settle_in_child(self, forker: int | None) -> None: ...
 
@@ -60,6 +62,17 @@ class Passage:
         self._gate.let_out(self._mark)
 
 
+class Fork:
+    """A fork under way in one thread."""
+
+    __slots__ = ("heirs", "thread")
+
+    def __init__(self) -> None:
+        self.thread = threading.get_ident()
+        #: Those whose connections a child inherits; None until all have been asked.
+        self.heirs: list[Any] | None = None
+
+
 class Gate:
     """What must not be half done in another thread at a fork passes through here.
 
@@ -77,20 +90,20 @@ class Gate:
         # own thread is inside.
         self._lock = threading.RLock()
         self._inside: list[ref[Passage]] = []
-        self._forkers: list[int] = []
-        self._afterwards: list[Callable[[], None]] = []
+        self._forks: list[Fork] = []
+        self._afterwards: deque[Callable[[], None]] = deque()
         self._pid = os.getpid()
 
     @property
     def is_shut(self) -> bool:
-        return bool(self._forkers)
+        return bool(self._forks)
 
     def let_in(self, thread: int, mark: ref[Passage]) -> None:
         deadline = time.monotonic() + 2 * PATIENCE
         while True:
             with self._lock:
                 late = time.monotonic() > deadline
-                if not self._forkers or thread in self._forkers or self._holds(thread) or late:
+                if not self._forks or self._forks_in(thread) or self._holds(thread) or late:
                     self._inside.append(mark)
                     return
             time.sleep(0.001)
@@ -109,33 +122,42 @@ class Gate:
 
     def _is_clear(self) -> bool:
         passages = [mark() for mark in self._inside]
-        return all(passage is None or passage.thread in self._forkers for passage in passages)
+        return all(passage is None or self._forks_in(passage.thread) for passage in passages)
 
-    def shut(self, deadline: float) -> bool:
+    def _forks_in(self, thread: int) -> list[Fork]:
+        return [each for each in self._forks if each.thread == thread]
+
+    def under_way(self) -> Fork | None:
+        """The running thread's fork, the innermost if a signal handler forks inside another."""
+        mine = self._forks_in(threading.get_ident())
+        return mine[-1] if mine else None
+
+    def shut(self, fork: Fork, deadline: float) -> bool:
         """Let nobody in, and wait for those inside; False if some are left at the deadline."""
         with self._lock:
-            self._forkers.append(threading.get_ident())
+            self._forks.append(fork)
         while self._inside and not self._is_clear():
             if time.monotonic() > deadline:
                 return False
             time.sleep(0.001)
         return True
 
-    def open(self) -> list[Callable[[], None]]:
-        """Let everybody in again, and return what was put off till now."""
+    def open(self, fork: Fork | None) -> None:
+        """Let everybody in again when this fork was the last, and make up for what was put off."""
         with self._lock:
-            me = threading.get_ident()
-            if me in self._forkers:
-                self._forkers.remove(me)
-            if self._forkers or not self._afterwards:
-                return []
-            calls, self._afterwards = self._afterwards, []
-            return calls
+            if fork in self._forks:
+                self._forks.remove(fork)
+        while self._afterwards and not self._forks:
+            call = self._afterwards[0]
+            call()
+            with self._lock:
+                if self._afterwards and self._afterwards[0] is call:
+                    self._afterwards.popleft()
 
     def put_off(self, call: Callable[[], None]) -> bool:
-        """Have ``call`` made when the fork is over; False if none is under way."""
+        """Have ``call`` made, perhaps twice, after the fork; False if none is under way."""
         with self._lock:
-            if not self._forkers:
+            if not self._forks:
                 return False
             self._afterwards.append(call)
             return True
@@ -150,8 +172,8 @@ class _Process:
         self.gate = Gate()
         self.lock = threading.RLock()
         self.connecting = threading.Lock()
-        #: Those whose connections a child of the fork under way inherits; None without a fork.
-        self.heirs: list[Any] | None = None
+        #: Whether the first hook after a fork has run in the parent, and the second not yet.
+        self.is_taken_back = False
 
 
 _here = _Process(0)
@@ -239,7 +261,8 @@ def _living() -> list[Any]:
 def _before() -> None:
     settle()  # a child of a C fork may fork again before it came through any door
     deadline = time.monotonic() + PATIENCE
-    if not _here.gate.shut(deadline):
+    fork = Fork()
+    if not _here.gate.shut(fork, deadline):
         logger.warning(
             "process %d forks while a connect() or close() has been under way for %.1f s",
             _here.pid,
@@ -253,18 +276,31 @@ def _before() -> None:
         except Exception:
             logger.exception("process %d could not prepare for a fork", _here.pid)
             heirs.append(member)
-    _here.heirs = heirs
+    fork.heirs = heirs
+
+
+def _take_back() -> None:
+    """In the parent. It may be cut short anywhere by Ctrl-C, and then runs again."""
+    if _here.pid != os.getpid():
+        return
+    fork = _here.gate.under_way()
+    if fork is not None:
+        cut_short = fork.heirs is None
+        for member in _living() if fork.heirs is None else fork.heirs:
+            member.fork_is_over(cut_short)
+    _here.gate.open(fork)
 
 
 def _after_in_parent() -> None:
-    if _here.pid != os.getpid():
-        return
-    heirs, _here.heirs = _here.heirs, None
-    calls = _here.gate.open()
-    for member in heirs or ():
-        member.fork_is_over()
-    for call in calls:
-        call()
+    _take_back()
+    _here.is_taken_back = True
+
+
+def _make_sure() -> None:
+    """A hook of its own: CPython goes on to the next one when Ctrl-C has ended a hook."""
+    if not _here.is_taken_back:
+        _take_back()
+    _here.is_taken_back = False
 
 
 def _after_in_child() -> None:
@@ -275,10 +311,11 @@ def _after_in_child() -> None:
     if _here.pid == os.getpid():
         return
     forker = threading.get_ident()
-    if _here.heirs is None:
+    fork = _here.gate.under_way()
+    if fork is None or fork.heirs is None:
         _become_child(forker)
         return
-    for member in _here.heirs:
+    for member in fork.heirs:
         try:
             member.sever(forker)
         except Exception:
@@ -306,4 +343,5 @@ if hasattr(os, "register_at_fork"):
         after_in_parent=_after_in_parent,
         after_in_child=_after_in_child,
     )
+    os.register_at_fork(after_in_parent=_make_sure)
 _chain_uwsgi()

@@ -12,10 +12,11 @@ import os
 import threading
 import time
 from array import array
+from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from nimue import fork, upkeep
+from nimue import claims, fork, upkeep
 from nimue.connection import Refusal
 from nimue.error import NimueError, NimueInheritedConnectionError
 from nimue.process import NO_SOCKET, await_end, forget_gone, immortalise, open_void, sever
@@ -76,10 +77,11 @@ def before_fork(state: State, deadline: float) -> bool:
         forget_gone(state.crew)
     if state.waiters or state.leavers:
         fork.put_off(state.wake)
-    # A signal handler may fork while its own thread is inside this lock.
-    if state.is_inside or not state.lock.acquire(timeout=max(0.01, deadline - time.monotonic())):
+    if state.is_inside:  # a signal handler forks, and its own thread is inside the lock
         return True
     try:
+        if not state.lock.acquire(timeout=max(0.01, deadline - time.monotonic())):
+            return True
         in_use = len(state.entries) > len(state.idle) or state.waiters
         driver = state.known_driver
         keeps = not (driver is not None and driver.close_before_fork)
@@ -90,19 +92,39 @@ def before_fork(state: State, deadline: float) -> bool:
             return bool(state.entries)
         works = _doze_locked(state)
     finally:
-        state.lock.release()
+        # Ctrl-C may have come when the lock was just taken, or before.
+        try:
+            state.lock.release()
+        except RuntimeError:
+            pass
     upkeep.close_all(state, works)
     state.limit.rest(state)
     state.bequest = Bequest(state)
     return bool(state.entries)
 
 
+def fork_is_over(state: State, cut_short: bool) -> None:
+    """In the parent; ``cut_short``: what was to be made ready may be half done."""
+    state.bequest = None
+    if cut_short:
+        fork.put_off(partial(_mend, state))
+
+
+def _mend(state: State) -> None:
+    claims.mend(state)
+    state.wake()  # the monitor learns of what was just taken out, and hears what others want
+
+
 def doze(state: State) -> None:
     """Go dormant as before a fork, where forks come that no hook tells of."""
-    with state.lock:
-        works = _doze_locked(state)
-    upkeep.close_all(state, works)
-    state.limit.rest(state)
+    try:
+        with state.lock:
+            works = _doze_locked(state)
+        upkeep.close_all(state, works)
+        state.limit.rest(state)
+    except BaseException:
+        claims.mend(state)
+        raise
 
 
 def _doze_locked(state: State) -> list[Work]:

@@ -175,11 +175,11 @@ class Monitor:
 
     def _retire(self) -> None:
         """From now on there is no monitor; the thread ends when it finds out."""
+        fork.door[0] = 0  # first: whatever cuts this short, who comes by the door makes it right
         self._former = [thread for thread in self._former if not is_gone(thread)]
         if self._thread is not None:
             self._former.append(self._thread)
         self._thread = None
-        fork.door[0] = 0
 
     def _run(self) -> None:
         me = threading.current_thread()
@@ -291,7 +291,7 @@ class _Hook:
         here.stop(deadline)
         return False
 
-    def fork_is_over(self) -> None:
+    def fork_is_over(self, cut_short: bool) -> None:
         pass
 
     def sever(self, forker: int | None) -> None:

@@ -366,8 +366,8 @@ class State:
     def settle_in_child(self, forker: int | None) -> None:
         inherit.settle_in_child(self, forker)
 
-    def fork_is_over(self) -> None:
-        self.bequest = None
+    def fork_is_over(self, cut_short: bool) -> None:
+        inherit.fork_is_over(self, cut_short)
 
     def wake(self) -> None:
         """After a fork, on behalf of those who wait: have a monitor run again, and look."""

@@ -298,21 +298,23 @@ def _close(state: State, raw: Any) -> None:
 
 
 def close_all(state: State, works: list[Work]) -> None:
-    """Close what lay idle, in one go; nothing is opened in its place."""
+    """Close what lay idle, in one go; nothing is opened in its place.
+
+    Who calls it mends what an exception has cut short.
+    """
     entries = [work.entry for work in works if work.entry is not None]
     if not entries:
         return
-    try:
-        with fork.gate():
-            for entry in entries:
-                _close(state, entry.raw)
-    finally:  # whatever a signal handler raised
+    with fork.gate():
         for entry in entries:
-            entry.give_back()
-        with state.lock:
-            for entry in entries:
-                state.death_locked(entry)
-            state.figures.closed += len(entries)
+            _close(state, entry.raw)
+            entry.raw = None
+    for entry in entries:
+        entry.give_back()
+    with state.lock:
+        for entry in entries:
+            state.death_locked(entry)
+        state.figures.closed += len(entries)
     logger.info("pool %r: closed %d idle connections before a fork", state.name, len(entries))
 
 

@@ -17,6 +17,8 @@ from stress.bench.contenders import ALL, Nimue, SQLAlchemy
 from stress.bench.report import Part, Sheet, Table, compare, verdict
 from stress.bench.runs import Context, crowd, paired
 
+pytestmark = pytest.mark.harness
+
 ROOT = Path(__file__).parent.parent
 
 

@@ -26,7 +26,10 @@ from stress.bench.semaphore.uncontended import WITH
 ROOT = Path(__file__).parent.parent
 WITHOUT = "assert not [name for name in sys.modules if name.startswith('nimue')]"
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+pytestmark = [
+    pytest.mark.harness,
+    pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning"),
+]
 
 
 @pytest.fixture(scope="module")

@@ -29,6 +29,8 @@ from stress.bench.total_servers import RunFailed
 from stress.bench.total_watch import LASTING
 from stress.watch import Census
 
+pytestmark = pytest.mark.harness
+
 pytest.importorskip("psutil")
 
 ROOT = Path(__file__).resolve().parents[1]

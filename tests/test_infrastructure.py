@@ -28,6 +28,8 @@ from tests.fakes import (
     until,
 )
 
+pytestmark = pytest.mark.harness
+
 
 def kinds(server: FakeServer) -> list[str]:
     return [violation.kind for violation in server.violations]

@@ -142,11 +142,11 @@ def whole(pool: NimueConnectionPool, server: FakeServer, size: int) -> None:
 
 def a_fork_would_wait() -> bool:
     """True if somebody has left the gate for ``connect()`` and ``close()`` without saying so."""
-    gate = fork._here.gate
+    gate, mine = fork._here.gate, fork.Fork()
     try:
-        return not gate.shut(time.monotonic() + BOUND)
+        return not gate.shut(mine, time.monotonic() + BOUND)
     finally:
-        gate.open()
+        gate.open(mine)
 
 
 def places(pool: NimueConnectionPool) -> str:

@@ -16,6 +16,8 @@ from stress.diary import Diary
 from stress.trial.desk import OK, REFUSED, UNKNOWN
 from tests.children import in_script
 
+pytestmark = pytest.mark.harness
+
 
 def compare(*options: str):
     """In an interpreter of its own: its exit status, and what it said."""

@@ -23,6 +23,8 @@ from tests import children
 from tests.fakes import spawn, until
 from tests.servers import require_mariadb
 
+pytestmark = pytest.mark.harness
+
 MARK = "trial"
 DRIVERS = {"postgres": "psycopg2", "mariadb": "pymysql"}
 

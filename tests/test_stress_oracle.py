@@ -14,7 +14,7 @@ from stress.trial.record import Record
 from stress.trial.site import Site
 from tests import children
 
-pytestmark = pytest.mark.server
+pytestmark = [pytest.mark.harness, pytest.mark.server]
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from stress.trial.dialects import CREATE
 from tests import children
 from tests.fakes import until
 
-pytestmark = pytest.mark.server
+pytestmark = [pytest.mark.harness, pytest.mark.server]
 
 PROCESSES, LIMIT = 2, 3
 

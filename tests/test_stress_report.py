@@ -27,6 +27,8 @@ from stress.report.scene import Scene, Scenes, Worker
 from stress.trial.course import Plan
 from stress.trial.record import Happening, Health, Look, Question, Record
 
+pytestmark = pytest.mark.harness
+
 NASTY = '<script>alert("1")</script> & \'$x$ [bold]'
 RATES = {"kill": 0.5, "stop": 0.3, "fork": 2.0, "terminate": 1.0, "restart": 0.04, "cut": 0.1}
 

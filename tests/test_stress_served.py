@@ -19,6 +19,8 @@ from stress.trial.desk import OK, UNKNOWN, Answer
 from stress.trial.dialects import CREATE
 from tests.fakes import until
 
+pytestmark = pytest.mark.harness
+
 LIMIT = 3
 
 

@@ -23,6 +23,8 @@ from stress.trial.tickets import Tickets
 from stress.trial.verdict import Evidence, Ledger, audit, judge
 from tests.fakes import until
 
+pytestmark = pytest.mark.harness
+
 
 def lines(*notes: list) -> str:
     return "".join(json.dumps(note) + "\n" for note in notes)

@@ -24,6 +24,8 @@ from stress.storm.faults import faults
 from stress.storm.stage import Outcome, Plan
 from tests.children import in_script
 
+pytestmark = pytest.mark.harness
+
 SMALL = ("--pace", "0.06", "--seconds", "60")
 
 
