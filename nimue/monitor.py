@@ -282,12 +282,7 @@ class Monitor:
 class _Hook:
     """Told of forks before any pool is, since this module is imported before any is made."""
 
-    def __init__(self) -> None:
-        self._sets_adrift = False
-
     def before_fork(self, deadline: float) -> bool:
-        is_main = threading.current_thread() is threading.main_thread()
-        self._sets_adrift = here.is_adrift or not is_main
         here.stop(deadline)
         return False
 
@@ -302,9 +297,11 @@ class _Hook:
         if here.pid != os.getpid():  # else this comes again, after it was cut short
             leave_behind_threads()
             here.inbox.forsake()
-            here = Monitor(self._sets_adrift)
+            # Where another thread forks, CPython makes that one the main thread of the child.
+            here = Monitor(is_adrift=threading.main_thread() is not _main_thread)
 
 
+_main_thread = threading.main_thread()
 here = Monitor()
 _hook = _Hook()
 fork.join(_hook)
