@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 
 import pytest
 
-from nimue.semaphore import SharedSemaphore, waiter
+from nimue.semaphore import SharedSemaphore, mailbox, waiter
 from nimue.semaphore.layout import HELD, HINTS, HINTS_END
 from tests.children import Child
 from tests.fakes import spawn
@@ -119,3 +120,19 @@ def test_a_leader_that_leaves_hands_the_listening_on(tmp_path, patient):
     board.until(1, 1)
     child.result()
     whole(semaphore, 1)
+
+
+def test_all_are_reached_over_few_descriptors(tmp_path):
+    base = str(tmp_path / "s")
+    boxes = [mailbox.Mailbox(f"{base}.{mailbox.WAKE}{number}") for number in range(40)]
+    post = mailbox.Post(base, mailbox.WAKE)
+    before = len(os.listdir("/dev/fd"))
+    for _ in range(2):
+        for number in range(40):
+            assert post.send(number)
+        assert len(os.listdir("/dev/fd")) == before + mailbox.KEPT
+    assert [box.drain() for box in boxes] == [2] * 40
+    post.close()
+    assert len(os.listdir("/dev/fd")) == before
+    for box in boxes:
+        box.close()

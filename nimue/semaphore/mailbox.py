@@ -11,6 +11,9 @@ from nimue.semaphore.files import OpenFile, make_pipe, open_pipe
 #: What a mailbox is for, and the letter in its file's name.
 WAKE, POKE = "w", "p"
 
+#: So many other ends are kept open: of hundreds of processes, one for each would be too many.
+KEPT = 16
+
 
 class Mailbox:
     """This process's own end of one pipe: readable when somebody has written.
@@ -54,7 +57,7 @@ class Mailbox:
 
 
 class Post:
-    """The other ends, opened when first written to, and kept: pipes are never made anew."""
+    """The other ends, opened when first written to, and ``KEPT``: pipes are never made anew."""
 
     __slots__ = ("_base", "_writers")
 
@@ -70,6 +73,8 @@ class Post:
                 if writer is None or not writer.is_same():
                     writer = open_pipe(f"{self._base}{member}", os.O_WRONLY)
                     self._writers[member] = writer
+                    if len(self._writers) > KEPT:
+                        self._writers.pop(next(iter(self._writers))).close()
                 os.write(writer.fd, b"!")
             except BlockingIOError:
                 return True  # full: it has mail enough
