@@ -112,9 +112,10 @@ class Entry:
 
     def give_back(self) -> None:
         """Let the permit go, if there is one. Not under the lock."""
-        permit, self.permit = self.permit, None
+        permit = self.permit
         if permit is not None:
-            permit.give_back()
+            permit.give_back()  # again, if it is cut short here: to no effect
+            self.permit = None
 
     def let_go(self, cursor: ref[Any]) -> None:
         """The holder has dropped a cursor. In a child, where the door is shut, it is kept."""

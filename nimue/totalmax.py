@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any
@@ -300,7 +301,7 @@ class SharedLimit(Unlimited):
     def _note(self, error: Exception) -> None:
         """Say it once, and not when the files were closed with the last pool."""
         with fork.registry_lock():
-            is_over = all(state.is_shut for state in self._known)
+            is_over = all(state.is_shut for state in self._known if state.pid == os.getpid())
         if str(error) != self._failure and not is_over:
             self._failure = str(error)
             logger.warning("the limit of all processes cannot be kept up with: %s", error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import threading
@@ -223,6 +224,10 @@ def preload_and_fork():
     return said
 
 
+def _fail(*_):
+    raise NimueSemaphoreLost("the files are closed")
+
+
 class TestHowChildrenLeave:
     @pytest.mark.parametrize("leave", ["sys.exit", "os._exit", signal.SIGKILL, signal.SIGTERM])
     def test_their_permits_are_free(self, socket_server, child, leave):
@@ -242,6 +247,24 @@ class TestHowChildrenLeave:
         assert children_of(pool, 3) == {os.getpid(): 3}
         for handle in handles:
             handle.close()
+        end(pool)
+
+    def test_with_nothing_to_say(self, socket_server, child):
+        """Who comes last to the files of a pool that was closed tells nobody."""
+        pool = shared(socket_server)
+        parents = pool._state
+
+        def leave():
+            told = []
+            limits = logging.getLogger("nimue")
+            limits.addFilter(lambda record: told.append(record.getMessage()))
+            pool.getconnection().close()
+            pool.close()
+            pool._state.limit._attempt(lambda: _fail(parents))
+            return told
+
+        with child(leave) as one:
+            assert one.result() == []
         end(pool)
 
     def test_none_of_the_parents_is_given_back_by_it(self, socket_server, child):
