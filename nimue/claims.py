@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from _thread import get_ident
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from time import monotonic
 from typing import TYPE_CHECKING, cast
 from weakref import ref
@@ -113,18 +113,19 @@ def carry_out(state: State, decide: Callable[[], list[Work]]) -> None:
         raise
 
 
-def mend(state: State) -> None:
+def mend(state: State, spared: Collection[Entry] = ()) -> None:
     """After an exception in the middle of a decision, as a signal handler may raise one anywhere.
 
     The running thread is here and nowhere else, so whatever it answers for is in nobody's hands:
-    that is closed, in the background. A second exception within this one leaves it undone.
+    that is closed, in the background. Not what is ``spared``, which outer frames have in hand
+    where a callback of the user's has forked. A second exception within this one leaves it undone.
     """
     if state.is_inside:  # what this thread answers for is in the hands of its outer frames
         return
     me = get_ident()
     with state.lock:
         state.waiters.deliver()
-        mine = [entry for entry in state.entries if entry.worker == me]
+        mine = [each for each in state.entries if each.worker == me and each not in spared]
         works = []
         for entry in mine:
             if entry.raw is None:

@@ -32,15 +32,16 @@ door = make_door()
 class Member(Protocol):
     """Whoever wants to be told of forks. Nothing that it does may raise or wait without bound.
 
-    ``sever`` is called at once in a child of ``os.fork``, for whoever said before the fork that a
-    child would inherit something. ``fork_is_over`` comes in the parent, for them, or for everybody
-    if Ctrl-C has ``cut_short`` what came before the fork. ``settle_in_child`` is called in every
-    child, when it first comes through a door or at once, and puts everything else right.
-    ``forker`` is the thread that forked, if it is known to be the running one.
+    ``before_fork`` answers whether a child would inherit something. If so, ``sever`` is called at
+    once in a child of ``os.fork``, and ``fork_is_over`` in the parent; that also where the
+    preparations were ``cut_short``, by Ctrl-C or an error, and may be half done: perhaps twice, in
+    the thread that forked. ``settle_in_child`` is called in every child, when it first comes
+    through a door or at once, and puts everything else right. ``forker`` is the thread that
+    forked, if it is known to be the running one.
     """
 
-    def before_fork(self, deadline: float) -> bool: ...
-    def fork_is_over(self, cut_short: bool) -> None: ...
+    def before_fork(self, fork: Fork) -> bool: ...
+    def fork_is_over(self, fork: Fork, cut_short: bool) -> None: ...
     def sever(self, forker: int | None) -> None: ...
     def settle_in_child(self, forker: int | None) -> None: ...
 
@@ -63,14 +64,21 @@ class Passage:
 
 
 class Fork:
-    """A fork under way in one thread."""
+    """A fork under way in one thread; with a signal handler's, there may be two in one."""
 
-    __slots__ = ("heirs", "thread")
+    __slots__ = ("deadline", "failed", "heirs", "is_over", "spared", "thread")
 
-    def __init__(self) -> None:
+    def __init__(self, deadline: float) -> None:
         self.thread = threading.get_ident()
+        self.deadline = deadline
         #: Those whose connections a child inherits; None until all have been asked.
         self.heirs: list[Any] | None = None
+        #: Those whose preparations an error has cut short.
+        self.failed: list[Any] = []
+        #: Of each pool that has begun to prepare, what outer frames of the thread have in hand.
+        self.spared: dict[Any, list[Any]] = {}
+        #: The parent has taken everything back.
+        self.is_over = False
 
 
 class Gate:
@@ -90,20 +98,21 @@ class Gate:
         # own thread is inside.
         self._lock = threading.RLock()
         self._inside: list[ref[Passage]] = []
+        #: Each until the last hook after it, and longer if Ctrl-C has cut that short.
         self._forks: list[Fork] = []
         self._afterwards: deque[Callable[[], None]] = deque()
         self._pid = os.getpid()
 
     @property
     def is_shut(self) -> bool:
-        return bool(self._forks)
+        return any(not fork.is_over for fork in self._forks)
 
     def let_in(self, thread: int, mark: ref[Passage]) -> None:
         deadline = time.monotonic() + 2 * PATIENCE
         while True:
             with self._lock:
                 late = time.monotonic() > deadline
-                if not self._forks or self._forks_in(thread) or self._holds(thread) or late:
+                if not self.is_shut or self._forks_in(thread) or self._holds(thread) or late:
                     self._inside.append(mark)
                     return
             time.sleep(0.001)
@@ -124,43 +133,58 @@ class Gate:
         passages = [mark() for mark in self._inside]
         return all(passage is None or self._forks_in(passage.thread) for passage in passages)
 
-    def _forks_in(self, thread: int) -> list[Fork]:
-        return [each for each in self._forks if each.thread == thread]
+    def _forks_in(self, thread: int) -> bool:
+        return any(fork.thread == thread and not fork.is_over for fork in self._forks)
 
-    def under_way(self) -> Fork | None:
-        """The running thread's fork, the innermost if a signal handler forks inside another."""
-        mine = self._forks_in(threading.get_ident())
+    def latest(self) -> Fork | None:
+        """The running thread's fork, of several the innermost, also if it is over."""
+        me = threading.get_ident()
+        mine = [fork for fork in self._forks if fork.thread == me]
         return mine[-1] if mine else None
 
-    def shut(self, fork: Fork, deadline: float) -> bool:
+    def shut(self, fork: Fork) -> bool:
         """Let nobody in, and wait for those inside; False if some are left at the deadline."""
         with self._lock:
             self._forks.append(fork)
         while self._inside and not self._is_clear():
-            if time.monotonic() > deadline:
+            if time.monotonic() > fork.deadline:
                 return False
             time.sleep(0.001)
         return True
 
-    def open(self, fork: Fork | None) -> None:
-        """Let everybody in again when this fork was the last, and make up for what was put off."""
+    def open(self, fork: Fork) -> None:
+        """Let everybody in again, if this fork was the last one under way."""
+        with self._lock:
+            fork.is_over = True
+            fork.spared.clear()
+
+    def forget(self, fork: Fork) -> None:
         with self._lock:
             if fork in self._forks:
                 self._forks.remove(fork)
-        while self._afterwards and not self._forks:
-            call = self._afterwards[0]
-            call()
-            with self._lock:
-                if self._afterwards and self._afterwards[0] is call:
-                    self._afterwards.popleft()
 
     def put_off(self, call: Callable[[], None]) -> bool:
         """Have ``call`` made, perhaps twice, after the fork; False if none is under way."""
         with self._lock:
-            if not self._forks:
+            if not self.is_shut:
                 return False
             self._afterwards.append(call)
             return True
+
+    def make_up(self) -> None:
+        """Make the calls that were put off, unless a fork is under way still."""
+        while True:
+            with self._lock:
+                if self.is_shut or not self._afterwards:
+                    return
+                call = self._afterwards[0]
+            try:
+                call()
+            except Exception:
+                logger.exception("process %d could not go on after a fork", os.getpid())
+            with self._lock:
+                if self._afterwards and self._afterwards[0] is call:
+                    self._afterwards.popleft()
 
 
 class _Process:
@@ -172,8 +196,6 @@ class _Process:
         self.gate = Gate()
         self.lock = threading.RLock()
         self.connecting = threading.Lock()
-        #: Whether the first hook after a fork has run in the parent, and the second not yet.
-        self.is_taken_back = False
 
 
 _here = _Process(0)
@@ -216,7 +238,10 @@ def join(member: Member) -> None:
 
 
 def put_off(call: Callable[[], None]) -> bool:
-    """Have ``call`` made in this process when the fork is over; False if none is under way."""
+    """Have ``call`` made in this process, perhaps twice, when the fork is over.
+
+    Returns False if none is under way.
+    """
     return _here.gate.put_off(call)
 
 
@@ -260,9 +285,8 @@ def _living() -> list[Any]:
 
 def _before() -> None:
     settle()  # a child of a C fork may fork again before it came through any door
-    deadline = time.monotonic() + PATIENCE
-    fork = Fork()
-    if not _here.gate.shut(fork, deadline):
+    fork = Fork(time.monotonic() + PATIENCE)
+    if not _here.gate.shut(fork):
         logger.warning(
             "process %d forks while a connect() or close() has been under way for %.1f s",
             _here.pid,
@@ -271,36 +295,46 @@ def _before() -> None:
     heirs = []
     for member in _living():
         try:
-            if member.before_fork(deadline):
+            if member.before_fork(fork):
                 heirs.append(member)
         except Exception:
             logger.exception("process %d could not prepare for a fork", _here.pid)
             heirs.append(member)
+            fork.failed.append(member)
     fork.heirs = heirs
 
 
-def _take_back() -> None:
-    """In the parent. It may be cut short anywhere by Ctrl-C, and then runs again."""
-    if _here.pid != os.getpid():
-        return
-    fork = _here.gate.under_way()
-    if fork is not None:
-        cut_short = fork.heirs is None
-        for member in _living() if fork.heirs is None else fork.heirs:
-            member.fork_is_over(cut_short)
+def _take_back(fork: Fork) -> None:
+    """In the parent. Ctrl-C may cut it short anywhere, and then it runs again."""
+    for member in _living() if fork.heirs is None else fork.heirs:
+        member.fork_is_over(fork, fork.heirs is None or member in fork.failed)
     _here.gate.open(fork)
+    _here.gate.make_up()
 
 
 def _after_in_parent() -> None:
-    _take_back()
-    _here.is_taken_back = True
+    if _here.pid != os.getpid():
+        return
+    fork = _here.gate.latest()
+    if fork is not None:
+        _take_back(fork)
 
 
 def _make_sure() -> None:
-    """A hook of its own: CPython goes on to the next one when Ctrl-C has ended a hook."""
-    if not _here.is_taken_back:
-        _take_back()
-    _here.is_taken_back = False
+    """A second hook after it, for CPython goes on to the next when Ctrl-C has cut one short.
+
+    One thing it cannot tell: a signal handler forks in the middle of the preparations for a fork,
+    and its own are cut short at once. Then it takes back the other fork's, early.
+    """
+    if _here.pid != os.getpid():
+        return
+    gate = _here.gate
+    fork = gate.latest()
+    if fork is not None and not fork.is_over:
+        _take_back(fork)
+    while (fork := gate.latest()) is not None and fork.is_over:
+        gate.forget(fork)  # and with it what Ctrl-C has kept here from being forgotten before
+    gate.make_up()
 
 
 def _after_in_child() -> None:
@@ -311,8 +345,8 @@ def _after_in_child() -> None:
     if _here.pid == os.getpid():
         return
     forker = threading.get_ident()
-    fork = _here.gate.under_way()
-    if fork is None or fork.heirs is None:
+    fork = _here.gate.latest()
+    if fork is None or fork.is_over or fork.heirs is None:
         _become_child(forker)
         return
     for member in fork.heirs:

@@ -11,18 +11,20 @@ from __future__ import annotations
 import os
 import threading
 import time
+from _thread import get_ident
 from array import array
-from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from nimue import claims, fork, upkeep
+from nimue import claims, upkeep
 from nimue.connection import Refusal
 from nimue.error import NimueError, NimueInheritedConnectionError
+from nimue.fork import put_off
 from nimue.process import NO_SOCKET, await_end, forget_gone, immortalise, open_void, sever
 
 if TYPE_CHECKING:
     from nimue.entry import Entry
+    from nimue.fork import Fork
     from nimue.state import State
     from nimue.work import Work
 
@@ -59,7 +61,7 @@ class Bequest:
             os.close(void)
 
 
-def before_fork(state: State, deadline: float) -> bool:
+def before_fork(state: State, fork: Fork) -> bool:
     """Let background threads end, and go dormant if nothing is in use; True if a child inherits.
 
     A dormant pool has no connection that a child could inherit; its next acquire wakes it. While
@@ -69,6 +71,8 @@ def before_fork(state: State, deadline: float) -> bool:
     if state.pid != os.getpid():  # an ancestor's, that somebody's handle keeps alive
         return False
     state.bequest = None
+    me, deadline = get_ident(), fork.deadline
+    fork.spared[state] = [entry for entry in list(state.entries) if entry.worker == me]
     if not (state.entries or state.crew or state.waiters):
         return False
     # One that ends may have started another for what follows from its work.
@@ -76,7 +80,7 @@ def before_fork(state: State, deadline: float) -> bool:
         await_end(crew, deadline)
         forget_gone(state.crew)
     if state.waiters or state.leavers:
-        fork.put_off(state.wake)
+        put_off(state.wake)
     if state.is_inside:  # a signal handler forks, and its own thread is inside the lock
         return True
     try:
@@ -92,7 +96,7 @@ def before_fork(state: State, deadline: float) -> bool:
             return bool(state.entries)
         works = _doze_locked(state)
     finally:
-        # Ctrl-C may have come when the lock was just taken, or before.
+        # It is not had if the time was up, or if Ctrl-C came before.
         try:
             state.lock.release()
         except RuntimeError:
@@ -103,16 +107,18 @@ def before_fork(state: State, deadline: float) -> bool:
     return bool(state.entries)
 
 
-def fork_is_over(state: State, cut_short: bool) -> None:
-    """In the parent; ``cut_short``: what was to be made ready may be half done."""
+def fork_is_over(state: State, fork: Fork, cut_short: bool) -> None:
+    """In the parent: forget what was made ready, and mend it if it was cut short."""
+    if state.pid != os.getpid():
+        return
     state.bequest = None
-    if cut_short:
-        fork.put_off(partial(_mend, state))
-
-
-def _mend(state: State) -> None:
-    claims.mend(state)
-    state.wake()  # the monitor learns of what was just taken out, and hears what others want
+    if not cut_short:
+        return
+    if state in fork.spared:
+        claims.mend(state, fork.spared[state])
+    if state.entries or state.waiters:
+        # The monitor learns of what was just taken out, and hears what others want.
+        put_off(state.wake)
 
 
 def doze(state: State) -> None:
@@ -195,6 +201,7 @@ def settle_in_child(state: State, forker: int | None) -> None:
         _part_with(state, entry, False)
     state.idle.clear()
     state.waiters.clear()
+    state.limit.part(state)
 
 
 def _part_with_idle(state: State, bequest: Bequest) -> None:
@@ -209,17 +216,15 @@ def _part_with_idle(state: State, bequest: Bequest) -> None:
 def _part_with(state: State, entry: Entry, can_let_go: bool) -> None:
     """Refuse all use of an inherited connection, and free it, or else keep it for ever."""
     state.entries.discard(entry)
-    raw, entry.raw, entry.state, entry.watch = entry.raw, _refusal(state), None, None
-    if raw is None:
-        return
-    if can_let_go:
+    raw = entry.raw
+    if raw is not None and not can_let_go:
+        immortalise(raw)  # before anything that Ctrl-C could cut short has let go of it
+    entry.raw, entry.state, entry.watch = _refusal(state), None, None
+    if can_let_go and raw is not None:
         try:
             state.driver.discard(raw)
         except Exception:
-            pass
-        else:
-            return
-    immortalise(raw)
+            immortalise(raw)
 
 
 def _is_file_at_rest(state: State, entry: Entry) -> bool:

@@ -72,6 +72,9 @@ class Unlimited:
     def join(self, state: State) -> None:
         """There is a pool under this limit."""
 
+    def part(self, state: State) -> None:
+        """A child has no more to do with that pool of its parent's."""
+
     def unless_wanted(self, state: State, at_rest: AtRest) -> AtRest:
         """What a release asks before it takes the short way; None if others want what comes."""
         return at_rest

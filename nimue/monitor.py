@@ -282,11 +282,11 @@ class Monitor:
 class _Hook:
     """Told of forks before any pool is, since this module is imported before any is made."""
 
-    def before_fork(self, deadline: float) -> bool:
-        here.stop(deadline)
+    def before_fork(self, fork: fork.Fork) -> bool:
+        here.stop(fork.deadline)
         return False
 
-    def fork_is_over(self, cut_short: bool) -> None:
+    def fork_is_over(self, fork: fork.Fork, cut_short: bool) -> None:
         pass
 
     def sever(self, forker: int | None) -> None:
@@ -297,7 +297,8 @@ class _Hook:
         if here.pid != os.getpid():  # else this comes again, after it was cut short
             leave_behind_threads()
             here.inbox.forsake()
-            # Where another thread forks, CPython makes that one the main thread of the child.
+            # Where another thread forks, CPython makes that one the main thread of the child; if
+            # C code forks, without a word to CPython, this is not known.
             here = Monitor(is_adrift=threading.main_thread() is not _main_thread)
 
 

@@ -23,6 +23,7 @@ from nimue.work import Stray, Task, Work
 
 if TYPE_CHECKING:
     from nimue.drivers.base import Driver
+    from nimue.fork import Fork
     from nimue.inherit import Bequest
     from nimue.limit import Unlimited
     from nimue.pool import NimueConnectionPool
@@ -357,8 +358,8 @@ class State:
     def say_goodbye(self) -> None:
         ending.say_goodbye(self)
 
-    def before_fork(self, deadline: float) -> bool:
-        return inherit.before_fork(self, deadline)
+    def before_fork(self, fork: Fork) -> bool:
+        return inherit.before_fork(self, fork)
 
     def sever(self, forker: int | None) -> None:
         inherit.sever_in_child(self, forker)
@@ -366,8 +367,8 @@ class State:
     def settle_in_child(self, forker: int | None) -> None:
         inherit.settle_in_child(self, forker)
 
-    def fork_is_over(self, cut_short: bool) -> None:
-        inherit.fork_is_over(self, cut_short)
+    def fork_is_over(self, fork: Fork, cut_short: bool) -> None:
+        inherit.fork_is_over(self, fork, cut_short)
 
     def wake(self) -> None:
         """After a fork, on behalf of those who wait: have a monitor run again, and look."""

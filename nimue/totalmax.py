@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any
@@ -59,7 +58,7 @@ class SharedLimit(Unlimited):
         self._wishes = 0
         self._failure = ""
         self._publish_at = 0.0
-        #: The pools that share it here; in a child, its parent's as well.
+        #: The pools that share it here; in a child that is not settled, its parent's.
         self._known: WeakSet[State] = WeakSet()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -153,6 +152,10 @@ class SharedLimit(Unlimited):
     def join(self, state: State) -> None:
         with fork.registry_lock():
             self._known.add(state)
+
+    def part(self, state: State) -> None:
+        with fork.registry_lock():
+            self._known.discard(state)
 
     def tell(self, state: State) -> None:
         try:
@@ -301,7 +304,7 @@ class SharedLimit(Unlimited):
     def _note(self, error: Exception) -> None:
         """Say it once, and not when the files were closed with the last pool."""
         with fork.registry_lock():
-            is_over = all(state.is_shut for state in self._known if state.pid == os.getpid())
+            is_over = all(state.is_shut for state in self._known)
         if str(error) != self._failure and not is_over:
             self._failure = str(error)
             logger.warning("the limit of all processes cannot be kept up with: %s", error)

@@ -1,25 +1,26 @@
 """Ctrl-C in the middle of a fork: in what the pool does before it, and after it in either process.
 
 CPython tells of what a hook raises, and goes on. The parent must be as whole as after any other
-fork, and the child a child. Each place that the hooks come by is interrupted once, by each way
-that leads there; see ``Blow`` for where CPython looks for signals.
+fork, and the child a child. Each call in the hooks is interrupted once, by each way that leads
+there; see ``Blow`` for where CPython looks for signals.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+import threading
 import warnings
 from collections.abc import Callable
 from types import FrameType
 
 import pytest
 
-from nimue import NimueConnectionPool, NimueInheritedConnectionError, fork, monitor
+from nimue import NimueConnectionPool, NimueInheritedConnectionError, fork, monitor, upkeep
 from nimue.process import forget_gone
 from tests.children import Child
 from tests.fakes import FakeServer, spawn, until
-from tests.test_interrupt import Blow, make, whole
+from tests.test_interrupt import HOME, Blow, make, whole
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*KeyboardInterrupt")
 
@@ -84,16 +85,22 @@ def lives(pool: NimueConnectionPool, held: list) -> bool:
     return monitor.here.is_alive
 
 
-@pytest.mark.parametrize("scene", [in_use, at_rest, awaited, limited])
-def test_anywhere(socket_server: FakeServer, monkeypatch: pytest.MonkeyPatch, scene) -> None:
+@pytest.fixture(autouse=True)
+def _told(monkeypatch: pytest.MonkeyPatch):
+    """What CPython tells of hooks: that they were interrupted, and nothing else."""
     told: list[str] = []
     monkeypatch.setattr(sys, "unraisablehook", lambda seen: told.append(repr(seen.exc_value)))
+    yield
+    assert set(told) == {"KeyboardInterrupt()"}
+
+
+@pytest.mark.parametrize("scene", [in_use, at_rest, awaited, limited])
+def test_anywhere(socket_server: FakeServer, scene) -> None:
     n, landed = 0, True
     while landed:
         n += 1
         landed = interrupt(socket_server, scene, n)
     assert n > 50
-    assert set(told) == {"KeyboardInterrupt()"}
 
 
 def interrupt(server: FakeServer, scene, n: int) -> bool:
@@ -116,3 +123,139 @@ def interrupt(server: FakeServer, scene, n: int) -> bool:
     whole(pool, server, 2)
     pool.close(10)
     return bool(blow.landed or landed_there)
+
+
+class BlowAt(Blow):
+    """Raises as a function of this name, anywhere in nimue, is entered, or has returned."""
+
+    def __init__(self, name: str, event: str = "call") -> None:
+        super().__init__("calls", 1, KeyboardInterrupt)
+        self._name, self._event = name, event
+
+    def _call(self, frame: FrameType, event: str, arg: object) -> None:
+        code = frame.f_code
+        is_ours = code.co_filename.startswith(HOME)
+        if is_ours and event == self._event and code.co_name == self._name:
+            self._count(frame, event)
+
+
+def fork_at(name: str, event: str = "call") -> None:
+    blow = BlowAt(name, event)
+    Child(lambda: None, fork=lambda: forked(blow)).result()
+    assert blow.landed, name
+
+
+def test_two_forks_one_after_the_other(server: FakeServer) -> None:
+    """What is interrupted after one is not missed after the next."""
+    pool = make(server)
+    for name in ("_make_sure", "_after_in_parent", "_make_sure", "_take_back", "make_up"):
+        fork_at(name)
+        assert not fork.is_near(), name
+    pool.getconnection().close()
+    whole(pool, server, 2)
+    Child(lambda: None).result()
+    assert not fork._here.gate._forks
+    pool.close()
+
+
+class Member:
+    """Is told of forks after whoever has joined before, and does as it is told."""
+
+    def __init__(self, prepare: Callable[[], object]) -> None:
+        self._prepare = prepare
+        fork.join(self)
+
+    def before_fork(self, fork: fork.Fork) -> bool:
+        self._prepare()
+        return False
+
+    def fork_is_over(self, fork: fork.Fork, cut_short: bool) -> None: ...
+    def sever(self, forker: int | None) -> None: ...
+    def settle_in_child(self, forker: int | None) -> None: ...
+
+
+def test_in_one_of_two_threads_that_fork(server: FakeServer, monkeypatch) -> None:
+    """Whose fork is cut short finds what it had in hand, whoever lets the others go on."""
+    server.allow.add("closed")  # cut short as the close returned, it is closed again
+    arrived, go_on = threading.Event(), threading.Event()
+
+    def linger() -> None:
+        if threading.current_thread() is not threading.main_thread():
+            arrived.set()
+            assert go_on.wait(10)
+
+    slow = Member(linger)
+    pool = make(server)
+    pool.getconnection().close()
+    until(lambda: len(pool._state.idle) == 2)
+    close = upkeep._close
+
+    def interrupted(*args) -> None:
+        close(*args)
+        if threading.current_thread() is threading.main_thread():
+            monkeypatch.setattr(upkeep, "_close", close)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(upkeep, "_close", interrupted)
+
+    def fork_it() -> None:
+        Child(lambda: None, expect_threads=True).result()
+
+    other = spawn(fork_it)
+    assert arrived.wait(10)
+    fork_it()
+    go_on.set()
+    other.result()
+    del slow
+    pool.getconnection(timeout=10).close()
+    whole(pool, server, 2)
+    pool.close()
+
+
+def test_what_outer_frames_have_in_hand_stays_there(server: FakeServer) -> None:
+    """A callback forks: what the pool has given it is not to be closed under its hands."""
+    seen = []
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    def on_return(raw) -> None:
+        last = Member(interrupt)
+        Child(lambda: None, expect_threads=True).result()
+        del last
+        seen.append(list(pool._state.closing))
+
+    pool = make(server, on_return=on_return)
+    pool.getconnection().close()
+    assert seen == [[]]
+    pool._state.settings = pool._state.settings._replace(on_return=None)
+    whole(pool, server, 2)
+    pool.close()
+
+
+def test_a_childs_fork_has_nothing_to_do_with_its_parents_pool(server: FakeServer) -> None:
+    """A handle keeps that alive, with a lock that nobody may be left to free."""
+    pool = make(server)
+    held = pool.getconnection()
+    parents = pool._state
+
+    def in_child() -> int:
+        pool.getconnection().close()
+        locked, over = threading.Event(), threading.Event()
+
+        def hold() -> None:
+            with parents.lock:
+                locked.set()
+                over.wait(20)
+
+        holder = spawn(hold)
+        assert locked.wait(10)
+        fork_at("_living", "return")
+        over.set()
+        holder.result()
+        return len(parents.entries)
+
+    assert Child(in_child, timeout=15).result() == 0
+    Child(lambda: None, fork=lambda: forked(BlowAt("_before"))).result()
+    held.close()
+    pool.close()

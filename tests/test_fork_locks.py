@@ -100,7 +100,7 @@ class TestAnotherThread:
         asked = []
 
         class Late:
-            def before_fork(self, deadline):
+            def before_fork(self, fork):
                 asked.append(spawn(pool.getconnection))
                 until(lambda: pool._state.waiters or asked[0].done)
                 return False

@@ -20,7 +20,8 @@ from contextlib import closing
 
 import pytest
 
-from nimue import NimueConnectionPool, fork
+from nimue import NimueConnectionPool
+from nimue import fork as forks
 from tests.children import Child, forked, in_process, in_script
 from tests.fakes import until
 from tests.forking import c_forked, end, kept, make_pool, said, serves
@@ -241,7 +242,7 @@ def _fork_in_a_thread(path, cut_short):
 
     borrow(pool)
     if cut_short:
-        fork._here.gate.shut = _interrupt
+        forks._here.gate.shut = _interrupt
     thread = threading.Thread(target=work)
     thread.start()
     thread.join()
@@ -312,7 +313,7 @@ def count():
     return atexit._ncallbacks(), len(util._finalizer_registry)
 import nimue, nimue.goodbye
 import tests.test_goodbye as here
-from nimue import NimueConnectionPool, fork
+from nimue import NimueConnectionPool
 import functools
 at_first = count()
 pool = here.pool_at({path!r}, idle=0)

@@ -142,11 +142,12 @@ def whole(pool: NimueConnectionPool, server: FakeServer, size: int) -> None:
 
 def a_fork_would_wait() -> bool:
     """True if somebody has left the gate for ``connect()`` and ``close()`` without saying so."""
-    gate, mine = fork._here.gate, fork.Fork()
+    gate, mine = fork._here.gate, fork.Fork(time.monotonic() + BOUND)
     try:
-        return not gate.shut(mine, time.monotonic() + BOUND)
+        return not gate.shut(mine)
     finally:
         gate.open(mine)
+        gate.forget(mine)
 
 
 def places(pool: NimueConnectionPool) -> str:

@@ -90,6 +90,7 @@ class PooledSQLiteDatabase(_Known):
         stale_timeout: float | str | None = None,
         timeout: float | str | None = None,
         *args: Any,
+        connfunc: Callable[..., Any] | None = None,
         **kwargs: Any,
     ) -> None:
         if _is_in_memory(args[0] if args else kwargs.get("database")):
@@ -97,6 +98,7 @@ class PooledSQLiteDatabase(_Known):
                 allowed = "1 where the database is in memory: each connection has one of its own"
                 raise refuse("max_connections", max_connections, allowed)
             max_connections = 1
+        kwargs["connfunc"] = connfunc
         super().__init__(max_connections, stale_timeout, timeout, *args, **kwargs)
 
 

@@ -280,7 +280,7 @@ class Course:
             descriptors=max(0, count_files()[1] - self._files),
             knows_sessions=self.site.database.server != "sqlite",
             troubles=troubles,
-            stood=tail(self.folder / STOOD, SHOWN) if self.diaries.hung else "",
+            stood=tail(self.folder / STOOD, SHOWN),
         )
 
     def _happenings(self) -> list[Happening]:
