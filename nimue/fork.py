@@ -156,6 +156,7 @@ class Gate:
         """Let everybody in again, if this fork was the last one under way."""
         with self._lock:
             fork.is_over = True
+            fork.heirs, fork.failed = [], []  # no pool lives longer for it
             fork.spared.clear()
 
     def forget(self, fork: Fork) -> None:
