@@ -96,6 +96,7 @@ class Gate:
     def __init__(self) -> None:
         # Reentrant, like the other locks that a hook takes: a signal handler may fork while its
         # own thread is inside.
+        # What is looked at without it is copied first, which is one step.
         self._lock = threading.RLock()
         self._inside: list[ref[Passage]] = []
         #: Each until the last hook after it, and longer if Ctrl-C has cut that short.
@@ -105,7 +106,7 @@ class Gate:
 
     @property
     def is_shut(self) -> bool:
-        return any(not fork.is_over for fork in self._forks)
+        return any(not fork.is_over for fork in list(self._forks))
 
     def let_in(self, thread: int, mark: ref[Passage]) -> None:
         deadline = time.monotonic() + 2 * PATIENCE
@@ -126,20 +127,20 @@ class Gate:
                 self._inside.remove(mark)
 
     def _holds(self, thread: int) -> bool:
-        passages = [mark() for mark in self._inside]
+        passages = [mark() for mark in list(self._inside)]
         return any(passage is not None and passage.thread == thread for passage in passages)
 
     def _is_clear(self) -> bool:
-        passages = [mark() for mark in self._inside]
+        passages = [mark() for mark in list(self._inside)]
         return all(passage is None or self._forks_in(passage.thread) for passage in passages)
 
     def _forks_in(self, thread: int) -> bool:
-        return any(fork.thread == thread and not fork.is_over for fork in self._forks)
+        return any(fork.thread == thread and not fork.is_over for fork in list(self._forks))
 
     def latest(self) -> Fork | None:
         """The running thread's fork, of several the innermost, also if it is over."""
         me = threading.get_ident()
-        mine = [fork for fork in self._forks if fork.thread == me]
+        mine = [fork for fork in list(self._forks) if fork.thread == me]
         return mine[-1] if mine else None
 
     def shut(self, fork: Fork) -> bool:
@@ -308,7 +309,10 @@ def _before() -> None:
 def _take_back(fork: Fork) -> None:
     """In the parent. Ctrl-C may cut it short anywhere, and then it runs again."""
     for member in _living() if fork.heirs is None else fork.heirs:
-        member.fork_is_over(fork, fork.heirs is None or member in fork.failed)
+        try:
+            member.fork_is_over(fork, fork.heirs is None or member in fork.failed)
+        except Exception:
+            logger.exception("process %d could not go on after a fork", _here.pid)
     _here.gate.open(fork)
     _here.gate.make_up()
 

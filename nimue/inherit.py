@@ -103,8 +103,9 @@ def before_fork(state: State, fork: Fork) -> bool:
             pass
     upkeep.close_all(state, works)
     state.limit.rest(state)
-    state.bequest = Bequest(state)
-    return bool(state.entries)
+    # Who leaves nothing is not told that the fork is over; the next may come without a word.
+    state.bequest = Bequest(state) if state.entries else None
+    return state.bequest is not None
 
 
 def fork_is_over(state: State, fork: Fork, cut_short: bool) -> None:

@@ -163,9 +163,9 @@ class Monitor:
 
     def stop(self, deadline: float) -> None:
         """End the thread before a fork. It is not started again until somebody acquires."""
-        if self._thread is None and not self._former and not fork.door[0]:
-            return
-        with self._lock:
+        with self._lock:  # whoever starts one meanwhile has done so, or finds the gate shut
+            if self._thread is None and not self._former and not fork.door[0]:
+                return
             self._retire()
             former = list(self._former)
         self.inbox.ring()

@@ -130,6 +130,17 @@ def test_the_first_use_settles(socket_server):
     end(pool)
 
 
+def test_after_a_fork_that_had_nothing_to_leave(socket_server):
+    """What was made ready for one child is nothing to go by for the next."""
+    pool = make_pool(socket_server, poolmin=1)
+    forked(lambda: None)
+    held = pool.getconnection()
+    stats = c_forked(pool.poolstats)
+    assert stats.inherited == stats.severed >= 1
+    held.close()
+    end(pool)
+
+
 def test_idle_ones_are_inherited_and_left_to_the_parent(socket_server):
     """Nothing was closed before the fork, so the parent has them still."""
     pool = make_pool(socket_server, poolmin=2)
