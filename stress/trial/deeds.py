@@ -52,7 +52,9 @@ def interrupt(desk: Desk, conn: Any, dice: Random) -> None:
     others = [
         thread
         for thread in threading.enumerate()
-        if thread.name.startswith(DRIVER) and thread is not threading.current_thread()
+        if thread.name.startswith(DRIVER)
+        and thread is not threading.current_thread()
+        and not _starts_another(thread)
     ]
     if others:
         victim = dice.choice(others)
@@ -60,6 +62,18 @@ def interrupt(desk: Desk, conn: Any, dice: Random) -> None:
         ctypes.pythonapi.PyThreadState_SetAsyncExc(
             ctypes.c_ulong(victim.ident or 0), ctypes.py_object(KeyboardInterrupt)
         )
+
+
+def _starts_another(thread: threading.Thread) -> bool:
+    """Whether that is what it is at.
+
+    Until the new one runs, CPython has the starter's number for it as well, and would interrupt
+    that one at its first step. The starter would wait for ever to hear that it has begun.
+    """
+    frame = sys._current_frames().get(thread.ident or 0)
+    while frame is not None and frame.f_code is not threading.Thread.start.__code__:
+        frame = frame.f_back
+    return frame is not None
 
 
 def clock(desk: Desk, conn: Any, dice: Random) -> None:
