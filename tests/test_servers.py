@@ -99,8 +99,8 @@ class Site:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=15)
         with contextlib.closing(connection):
             connection.request("GET", f"/?{word}")
-            response = connection.getresponse()
-            body = response.read()
+            with connection.getresponse() as response:
+                body = response.read()
         assert response.status == 200, (response.status, body, self.log.read_text())
         answer = json.loads(body)
         assert answer["word"] == word

@@ -55,8 +55,8 @@ class TestWaiting:
         pool = shared(server)
         refusal = server.fail("connect", full)
         asking = spawn(pool.getconnection)
-        until(lambda: refusal.count >= 3)
-        assert pool._state.backoff.failures >= 3
+        until(lambda: pool._state.backoff.failures >= 3)
+        assert refusal.count >= 3
         server.recover()
         asking.result().close()
         assert pool._state.backoff.failures == 0

@@ -83,8 +83,8 @@ class Client:
         began = time.monotonic()
         try:
             self.wire.request("GET", f"/{token}")
-            response = self.wire.getresponse()
-            answer = json.loads(response.read())
+            with self.wire.getresponse() as response:
+                answer = json.loads(response.read())
             if response.status != http.client.OK:
                 raise RuntimeError(answer["error"])
             self.tally.add(answer, wrong(answer, token, self.run))

@@ -52,8 +52,8 @@ class Line:
         """Raises: NoAnswer, HTTPException, OSError; ConnectionRefusedError if nobody was there."""
         try:
             self._http.request("GET", path)
-            response = self._http.getresponse()
-            body = response.read()
+            with self._http.getresponse() as response:
+                body = response.read()
         except BaseException:
             self.close()
             raise
