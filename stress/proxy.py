@@ -14,7 +14,7 @@ assignment returns:
 - ``"cut"``: those there are, and each new one, are reset.
 
 ``proxy.cut()`` resets those there are and keeps the mode. ``proxy.connections`` is their number,
-``proxy.accepted`` how many there ever were.
+``proxy.silenced`` that of those that have lost bytes, ``proxy.accepted`` how many there ever were.
 
 The proxy is a process of its own: forked children of who made it inherit none of its sockets,
 and who made it gets no thread by it. It ends with ``close()``, or with its parent.
@@ -97,6 +97,10 @@ class Proxy:
     @property
     def accepted(self) -> int:
         return int(self._ask("accepted"))
+
+    @property
+    def silenced(self) -> int:
+        return int(self._ask("silenced"))
 
     def close(self) -> None:
         self._ours.close()
@@ -221,6 +225,7 @@ class _Loop:
             "port": self.port,
             "connections": len(self.ends) // 2,
             "accepted": self.accepted,
+            "silenced": sum(end.lost for end in self.ends) // 2,
         }
         if order:
             self.control.sendall(f"{told.get(order, 'ok')}\n".encode())

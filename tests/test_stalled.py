@@ -320,7 +320,7 @@ def test_a_connect_that_hangs_does_not_keep_the_next(
     for one in asking:
         one.result()
     assert pool.poolstats().connecting == 2
-    until(lambda: site.proxy.accepted == 2)
+    until(lambda: site.proxy.silenced == 2)
     # Not before: on a busy machine the first would count as stuck when the second begins.
     stuck_after(monkeypatch, "CONNECT_STUCK", 0.1)
     site.proxy.mode = "pass"
