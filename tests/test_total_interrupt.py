@@ -6,9 +6,9 @@ import gc
 import os
 import sys
 import time
+import warnings
 
 import pytest
-import warnings
 
 from nimue import (
     NimueNoConnectionAvailable,
