@@ -29,9 +29,17 @@ def _all(entry: Entry) -> bool:
     return True
 
 
-def renew(state: State) -> list[Work]:
-    """Begin a new generation: what is idle is to be closed now, the rest on its return."""
+def renew(state: State, number: int | None = None) -> list[Work]:
+    """Begin a new generation: what is idle is to be closed now, the rest on its return.
+
+    A renewal of all processes has a ``number``. The monitor hears of it as well as who asks for
+    it, and whoever comes second finds it done.
+    """
     with state.lock:
+        if number is not None:
+            if number <= state.renewed:
+                return []
+            state.renewed = number
         state.generation += 1
         state.refilling = True
         _retire_all(state)

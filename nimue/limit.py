@@ -100,8 +100,8 @@ class Unlimited:
         """The numbers that change when something concerns all."""
         return None
 
-    def renew(self, state: State) -> None:
-        """Have all processes replace their connections; that pool is about to do so itself."""
+    def renew(self) -> int:
+        """Have all pools of all processes replace their connections; the renewal's number."""
         raise refuse("everywhere", True, "False: without totalmax, this process knows no other")
 
     def alarm(self) -> None:

@@ -320,9 +320,8 @@ class NimueConnectionPool(Parameters):
         """
         settle()
         state = self._state
-        if everywhere:
-            state.limit.renew(state)
-        claims.carry_out(state, lambda: ending.renew(state))
+        number = state.limit.renew() if everywhere else None
+        claims.carry_out(state, lambda: ending.renew(state, number))
         monitor.wake()
 
     def close(self, timeout: float | None = None) -> None:

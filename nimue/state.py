@@ -53,7 +53,8 @@ class State:
         *("connecting", "checking", "closing", "calm", "is_shut", "verbose", "figures", "backoff"),
         *("bequest", "severed_in", "poison", "generation", "next_cycle", "next_look", "refilling"),
         *("post", "news", "crew", "closed", "driver", "in_transaction", "settings", "soil"),
-        *("unchecked_for", "fresh_for", "limit", "heeded", "yielded", "kept", "next_tick"),
+        *("unchecked_for", "fresh_for", "limit", "heeded", "renewed"),
+        *("yielded", "kept", "next_tick"),
     )
 
     def __init__(
@@ -101,6 +102,8 @@ class State:
         self.closed = Entry(None, Refusal(self._closed_error), 0)
         #: What concerns all processes, as far as this one has acted upon it.
         self.heeded = self.limit.news()
+        #: The last renewal of all processes that this one has carried out.
+        self.renewed = 0
         #: When connections were last given up for others.
         self.yielded: list[float] = []
         #: From whom, and how long, what comes back is kept without another look at their wants.

@@ -235,7 +235,7 @@ class SharedLimit(Unlimited):
         if heeded is None or state.heeded is None:
             return
         if heeded.generation != state.heeded.generation:
-            works += ending.renew(state)
+            works += ending.renew(state, state.heeded.generation)
         if heeded.alarms != state.heeded.alarms:
             works += sweep.suspect(state)
         if heeded.refusals != state.heeded.refusals and self._wishes:
@@ -258,10 +258,8 @@ class SharedLimit(Unlimited):
         except (NimueSemaphoreError, OSError):  # not for who unpickles a pool: the next use says it
             return None
 
-    def renew(self, state: State) -> None:
-        state.heeded = None  # so the monitor, if it comes in between, has nothing to compare
-        self._family.renew()
-        state.heeded = None
+    def renew(self) -> int:
+        return self._family.renew()
 
     def alarm(self) -> None:
         self._attempt(self._family.alarm)

@@ -285,6 +285,7 @@ def close(state: State, entry: Entry) -> list[Work]:
     name = label(state, entry)
     with fork.gate():
         _close(state, entry.raw)
+        entry.raw = None
     entry.give_back()
     logger.info("pool %r: closed %s", state.name, name)
     return outcome.closed_down(state, entry, monotonic())

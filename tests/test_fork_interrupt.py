@@ -16,13 +16,11 @@ from types import FrameType
 
 import pytest
 
-from nimue import NimueConnectionPool, NimueInheritedConnectionError, fork, monitor, upkeep
+from nimue import NimueConnectionPool, NimueInheritedConnectionError, fork, monitor
 from nimue.process import forget_gone
 from tests.children import Child
 from tests.fakes import FakeServer, spawn, until
 from tests.test_interrupt import HOME, Blow, make, whole
-
-pytestmark = pytest.mark.filterwarnings("ignore:.*KeyboardInterrupt")
 
 
 class BlowOnce(Blow):
@@ -172,44 +170,6 @@ class Member:
     def fork_is_over(self, fork: fork.Fork, cut_short: bool) -> None: ...
     def sever(self, forker: int | None) -> None: ...
     def settle_in_child(self, forker: int | None) -> None: ...
-
-
-def test_in_one_of_two_threads_that_fork(server: FakeServer, monkeypatch) -> None:
-    """Whose fork is cut short finds what it had in hand, whoever lets the others go on."""
-    server.allow.add("closed")  # cut short as the close returned, it is closed again
-    arrived, go_on = threading.Event(), threading.Event()
-
-    def linger() -> None:
-        if threading.current_thread() is not threading.main_thread():
-            arrived.set()
-            assert go_on.wait(10)
-
-    slow = Member(linger)
-    pool = make(server)
-    pool.getconnection().close()
-    until(lambda: len(pool._state.idle) == 2)
-    close = upkeep._close
-
-    def interrupted(*args) -> None:
-        close(*args)
-        if threading.current_thread() is threading.main_thread():
-            monkeypatch.setattr(upkeep, "_close", close)
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(upkeep, "_close", interrupted)
-
-    def fork_it() -> None:
-        Child(lambda: None, expect_threads=True).result()
-
-    other = spawn(fork_it)
-    assert arrived.wait(10)
-    fork_it()
-    go_on.set()
-    other.result()
-    del slow
-    pool.getconnection(timeout=10).close()
-    whole(pool, server, 2)
-    pool.close()
 
 
 def test_what_outer_frames_have_in_hand_stays_there(server: FakeServer) -> None:

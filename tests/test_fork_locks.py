@@ -7,6 +7,7 @@ import gc
 import logging
 import os
 import signal
+import sys
 import threading
 import time
 import warnings
@@ -273,6 +274,10 @@ class TestAnotherThread:
         """In a script: filelock, once anybody has imported it, refuses two forks at once."""
         in_script(threads_that_fork)
 
+    def test_forks_too_and_this_one_is_interrupted(self):
+        """That finds what it had in hand, whoever lets the others go on."""
+        in_script(interrupted_beside_a_fork)
+
     def test_drops_its_handle(self, socket_server, fork):
         pool = make_pool(socket_server, poolmin=1)
         handles = [spawn(pool.getconnection).result() for _ in range(2)]
@@ -441,6 +446,58 @@ def threads_that_fork():
             assert worker.result(60) == [0] * 10
     handle.close()
     served(spawn(pool.getconnection))
+    assert not forks.is_near()
+    end(pool)
+    server.verify()
+
+
+class Lingering:
+    """Is told of forks before the pool, and holds up those of other threads."""
+
+    def __init__(self):
+        self.arrived, self.go_on = threading.Event(), threading.Event()
+        forks.join(self)
+
+    def before_fork(self, fork):
+        if threading.current_thread() is not threading.main_thread():
+            self.arrived.set()
+            assert self.go_on.wait(10)
+        return False
+
+    def fork_is_over(self, fork, cut_short): ...
+    def sever(self, forker): ...
+    def settle_in_child(self, forker): ...
+
+
+def interrupted_beside_a_fork():
+    server = FakeServer(sockets=True)
+    server.allow.add("closed")  # cut short as the close returned, it is closed again
+    slow = Lingering()
+    pool = make_pool(server, poolmin=2, poolmax=2)
+    pool.getconnection().close()
+    until(lambda: len(pool._state.idle) == 2)
+    close, told = upkeep._close, []
+    sys.unraisablehook = lambda seen: told.append(repr(seen.exc_value))
+
+    def interrupted(*args):
+        close(*args)
+        if threading.current_thread() is threading.main_thread():
+            upkeep._close = close
+            raise KeyboardInterrupt
+
+    upkeep._close = interrupted
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        other = spawn(_raw_fork, lambda: True)
+        assert slow.arrived.wait(10)
+        assert _raw_fork(lambda: True) == 0
+        slow.go_on.set()
+        assert other.result() == 0
+    assert told == ["KeyboardInterrupt()"]
+    held = [pool.getconnection(timeout=10) for _ in range(2)]
+    assert server.open == len(pool._state.entries) == 2
+    for conn in held:
+        conn.close()
     assert not forks.is_near()
     end(pool)
     server.verify()

@@ -387,7 +387,7 @@ def test_a_failed_connect_thread_is_told_by_name(server: FakeServer) -> None:
 
 
 def test_a_log_that_fails_at_each_close_costs_one_thread(
-    server: FakeServer, monkeypatch: pytest.MonkeyPatch
+    server: FakeServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """What raises after a close is not tried again for ever, and the place is free."""
     started = []
@@ -404,7 +404,7 @@ def test_a_log_that_fails_at_each_close_costs_one_thread(
 
     logger = logging.getLogger("nimue")
     monkeypatch.setattr(threading.Thread, "start", counted)
-    monkeypatch.setattr(logger, "level", logging.INFO)
+    caplog.set_level(logging.INFO, "nimue")
     logger.addFilter(refuse)
     try:
         pool = make(server, poolmin=1, poolmax=1)

@@ -8,7 +8,8 @@ import time
 
 import pytest
 
-from nimue import SharedSemaphore, monitor, totalmax
+from nimue import SharedSemaphore, ending, monitor, totalmax
+from nimue.totalmax import SharedLimit
 from tests.children import Child
 from tests.fakes import OperationalError, spawn, until
 from tests.forking import ask, end, serves
@@ -132,6 +133,41 @@ class TestDrainEverywhere:
         assert second != first
         assert pool._state.generation == 1
         assert serves(pool) == second
+        end(pool)
+
+    def test_here_the_monitor_may_be_faster(self, server, monkeypatch):
+        pool = shared(server)
+        serves(pool)
+        renew = SharedLimit.renew
+
+        def slowly(limit):
+            number = renew(limit)
+            until(lambda: pool._state.generation == 1)
+            return number
+
+        monkeypatch.setattr(SharedLimit, "renew", slowly)
+        pool.drain(everywhere=True)
+        assert pool._state.generation == 1
+        end(pool)
+
+    def test_here_the_monitor_may_come_late(self, server, monkeypatch):
+        """It has read the news before, and acts upon them after."""
+        pool = shared(server)
+        serves(pool)
+        here, is_done, carried_out = threading.get_ident(), threading.Event(), []
+        renew = ending.renew
+
+        def slowly(*args):
+            assert threading.get_ident() == here or is_done.wait(10)
+            works = renew(*args)
+            carried_out.append(pool._state.generation)
+            return works
+
+        monkeypatch.setattr(ending, "renew", slowly)
+        pool.drain(everywhere=True)
+        is_done.set()
+        until(lambda: len(carried_out) == 2)
+        assert carried_out == [1, 1]
         end(pool)
 
     def test_the_other_pools_of_a_process_as_well(self, server):
