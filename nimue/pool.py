@@ -303,11 +303,14 @@ class NimueConnectionPool(Parameters):
                 if state.settings is before:  # else another thread was faster: check once more
                     state.apply(after)
                     state.next_cycle = 0.0
+                    state.refilling = state.refilling or after.poolmin > before.poolmin
                     if len(state.entries) > after.poolmax:
                         # Whatever comes back is looked at: it may be one too many.
                         for entry in state.entries:
                             entry.soiled = True
                     break
+        if state.refilling:
+            monitor.here.ensure()  # nobody may have acquired here before
         monitor.wake()
 
     # The end, and other processes.

@@ -272,9 +272,7 @@ class Machine(RuleBasedStateMachine):
         self.quiet()
         surplus = len(self.state.entries) - self.pool.poolmax
         assert surplus <= 0 or not self.state.idle
-        # What has never been used in this process is not filled.
-        least = min(self.pool.poolmin, self.pool.poolmax) if self.state.figures.births else 0
-        assert len(self.state.entries) >= least
+        assert len(self.state.entries) >= min(self.pool.poolmin, self.pool.poolmax)
         self.settle_waiters()
 
     @rule()

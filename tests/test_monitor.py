@@ -379,6 +379,11 @@ class TestSetters:
             pool.poolmin = 5
             until(lambda: pool.poolstats().poolfree == 5)
 
+    def test_poolmin_raised_before_the_first_use(self, server: FakeServer) -> None:
+        with make(server, poolmin=0, poolmax=8, cleanup_interval=HOUR) as pool:
+            pool.poolmin = 5
+            until(lambda: pool.poolstats().poolfree == 5)
+
     def test_poolmax_lowered(self, server: FakeServer) -> None:
         with make(server, poolmin=1, poolinit=8, poolmax=8, cleanup_interval=HOUR) as pool:
             held = [pool.getconnection() for _ in range(3)]

@@ -73,11 +73,14 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     site.db.close_all()
 
 
-def command(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+def command(
+    folder: Path, *words: str, ignored: str = "nothing"
+) -> subprocess.CompletedProcess[str]:
+    warnings = f"error,ignore:{ignored}"
     return subprocess.run(
         [sys.executable, *words],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error"},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": warnings},
         capture_output=True,
         text=True,
         timeout=60,
@@ -139,10 +142,11 @@ def test_a_script_as_documented(site: Site) -> None:
     (path,) = (site.folder / "my_dir").iterdir()
     assert made.stdout == f"Created migration scaffold in my_dir/{path.name}\n"
 
-    failed = command(site.folder, "rider.py", "migrate")
+    # 3.13 says what the script leaves open.
+    failed = command(site.folder, "rider.py", "migrate", ignored="unclosed database in")
     assert failed.returncode == 1
     told = f"rider: my_dir/{path.name}, step 1 of 1: the step is empty\n"
-    assert failed.stderr.startswith(told)  # 3.13 says what the script leaves open
+    assert failed.stderr == told
 
     path.write_text(path.read_text().replace('step("")', 'step("create table t (i int)")'))
     done = command(

@@ -112,8 +112,10 @@ def main(argv: list[str] | None = None) -> int:
         sheet.parts.append(part)
         print("\n".join(part.lines()))
         print(f"\n  ({time.monotonic() - start:.1f} s)", flush=True)
-    told = {"earlier": options.compare, "file": options.json}
-    return conclude("bench", sheet, **told, is_judged=not options.no_verdict)
+    is_judged = not options.no_verdict
+    return conclude(
+        "bench", sheet, earlier=options.compare, file=options.json, is_judged=is_judged
+    )
 
 
 def _busy() -> str:

@@ -90,8 +90,10 @@ def _measure(stage: Stage, options: argparse.Namespace) -> Sheet:
 
 
 def _conclude(sheet: Sheet, options: argparse.Namespace, left: list[str]) -> int:
-    told = {"earlier": options.compare, "file": options.json}
-    return conclude("total", sheet, left, **told, is_judged=not options.no_verdict)
+    is_judged = not options.no_verdict
+    return conclude(
+        "total", sheet, left, earlier=options.compare, file=options.json, is_judged=is_judged
+    )
 
 
 def _bouncer() -> list[str]:

@@ -100,8 +100,8 @@ _RUN: dict[str, Callable[[Site, Sequence[Seat], argparse.Namespace], Part]] = {
 
 
 def _conclude(sheet: Sheet, options: argparse.Namespace, left: list[str]) -> int:
-    told = {"file": options.json, "is_judged": not options.no_verdict}
-    return conclude("compare", sheet, left, **told)
+    is_judged = not options.no_verdict
+    return conclude("compare", sheet, left, file=options.json, is_judged=is_judged)
 
 
 def _options(argv: list[str]) -> argparse.Namespace:
