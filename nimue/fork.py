@@ -106,7 +106,11 @@ class Gate:
 
     @property
     def is_shut(self) -> bool:
-        return any(not fork.is_over for fork in list(self._forks))
+        return any(not fork.is_over for fork in self._known())
+
+    def _known(self, thread: int | None = None) -> list[Fork]:
+        """The forks that have not been forgotten, or of these a thread's."""
+        return [fork for fork in list(self._forks) if thread in (None, fork.thread)]
 
     def let_in(self, thread: int, mark: ref[Passage]) -> None:
         deadline = time.monotonic() + 2 * PATIENCE
@@ -135,12 +139,11 @@ class Gate:
         return all(passage is None or self._forks_in(passage.thread) for passage in passages)
 
     def _forks_in(self, thread: int) -> bool:
-        return any(fork.thread == thread and not fork.is_over for fork in list(self._forks))
+        return any(not fork.is_over for fork in self._known(thread))
 
     def latest(self) -> Fork | None:
         """The running thread's fork, of several the innermost, also if it is over."""
-        me = threading.get_ident()
-        mine = [fork for fork in list(self._forks) if fork.thread == me]
+        mine = self._known(threading.get_ident())
         return mine[-1] if mine else None
 
     def shut(self, fork: Fork) -> bool:

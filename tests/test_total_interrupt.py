@@ -6,7 +6,6 @@ import gc
 import os
 import sys
 import time
-import warnings
 
 import pytest
 
@@ -222,10 +221,6 @@ class TestClose:
         assert (server.opened, held()) == (0, 2)
 
     def test_a_pool_that_is_dropped_meanwhile(self, server, others):
-        with warnings.catch_warnings():
-            # What others have left to the collector is not of this pool's making.
-            warnings.simplefilter("ignore", ResourceWarning)
-            gc.collect()
         pool = few(server)
         semaphore = pool._state.limit.semaphore
         with pytest.raises(NimuePoolTimeout):
