@@ -11,6 +11,7 @@ import os
 import select
 from math import inf
 from time import monotonic
+from traceback import clear_frames
 from typing import TYPE_CHECKING, Any
 
 from nimue import fork, goodbye, outcome, sweep
@@ -49,6 +50,7 @@ def connect(state: State, entry: Entry) -> list[Work]:
 def connect_failed(state: State, entry: Entry, error: BaseException) -> list[Work]:
     """Bury an entry that came to nothing."""
     full = is_full(state, error)
+    _clear_frames(error)
     works = outcome.failed_to_connect(state, entry, error, monotonic(), full)
     if full and state.waiters:
         state.limit.refused(state)
@@ -56,6 +58,15 @@ def connect_failed(state: State, entry: Entry, error: BaseException) -> list[Wor
         logger.warning("pool %r: the server has no room for another connection", state.name)
     logger.info("pool %r: connect() failed: %s", state.name, type(error).__name__)
     return works
+
+
+def _clear_frames(error: BaseException | None) -> None:
+    """Have nothing live as long as the error does: a socket half open, what a password is in."""
+    known: set[int] = set()
+    while error is not None and id(error) not in known:
+        known.add(id(error))
+        clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 def is_full(state: State, error: BaseException) -> bool:

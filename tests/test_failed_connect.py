@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import socket
 import time
+import traceback
+import warnings
+import weakref
 from typing import Any
 
 import pytest
@@ -212,6 +216,28 @@ class TestBackoff:
             assert state.backoff.failures == 0
             assert state.backoff.retry_at == 0.0
             assert state.backoff.last_error is None
+
+    def test_what_it_has_left_half_open_is_let_go(self) -> None:
+        """pg8000 leaves its socket to the frames of the error, which the pool remembers."""
+        sockets: list[weakref.ref[socket.socket]] = []
+
+        def connect() -> Any:
+            sock = socket.socket()
+            sockets.append(weakref.ref(sock))
+            try:
+                sock.getpeername()
+            except OSError as error:
+                raise refused() from error
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)
+            pool = NimueConnectionPool(connect, driver=FakeDriver(), poolmin=0)
+            with pytest.raises(OperationalError) as told:
+                take(pool)
+            assert pool._state.backoff.last_error is not None
+            assert [sock() for sock in sockets] == [None]
+            pool.close()
+        assert "getpeername" in "".join(traceback.format_exception(told.value))
 
     def test_nobody_connects_before_the_time(self, server: FakeServer) -> None:
         with make(server) as pool:
