@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import re
+import time
 from collections import Counter
 from collections.abc import Iterator
 
+import psycopg2
 import pytest
 
 from nimue.cli.interrupt import Interrupts
 from stress.trial import course
 from stress.trial.course import Course, Plan
+from stress.trial.oracle import Sessions
 from stress.trial.record import Record
 from stress.trial.site import Site
 from tests import children
+from tests.fakes import until
 
 pytestmark = [pytest.mark.harness, pytest.mark.server]
 
@@ -50,6 +57,27 @@ def test_nimue_passes(site: Site) -> None:
     record, failed = attempt(site, "nimue", rates={"kill": 2.0, "fork": 4.0, "leak": 2.0})
     assert failed == [], record.notes
     assert Counter(one.kind for one in record.happenings)["kill"] > 0
+
+
+def test_the_process_with_most_sessions_is_looked_at_closer(site: Site) -> None:
+    mark, here = "closer", os.getpid()
+    keywords = {**site.address("psycopg2"), "application_name": f"{mark}.{here}"}
+    sessions = Sessions(site.database, mark, time.monotonic())
+    with contextlib.ExitStack() as held:
+        for _ in range(3):
+            held.enter_context(contextlib.closing(psycopg2.connect(**keywords)))
+        sessions.start()
+        try:
+            until(lambda: sessions.most_of_one == 3)
+        finally:
+            sessions.stop()
+    told = re.fullmatch(
+        rf"process {here} has (\d+) connections by the system's list and 3 by the server's: (.*)",
+        sessions.close_up,
+    )
+    assert told is not None, sessions.close_up
+    assert int(told[1]) >= 3
+    assert told[2].count("idle, waits for ClientRead, for 0:00:0") == 3
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +76,10 @@ class Database(ABC):
         Raises:
             ServerAway: it is down.
         """
+
+    def doing(self, backends: Collection[int]) -> list[str]:
+        """What these sessions are at, of those that it knows it of. Raises: ServerAway."""
+        return []
 
     def create_ledger(self) -> None:
         """An empty ledger; one that is there is dropped. Raises: ServerAway."""

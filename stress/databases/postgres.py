@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,17 @@ class PostgreSQL(Database):
         )
         self._names = dict(rows)
         return {backend: _number(name[len(mark) + 1 :]) for backend, name in rows}
+
+    def doing(self, backends: Collection[int]) -> list[str]:
+        rows = self._ask(
+            "select pid, state, wait_event, now() - state_change from pg_stat_activity"
+            " where pid = any(%s) order by pid",
+            list(backends),
+        )
+        return [
+            f"{pid} {state}, waits for {event or 'nothing'}, for {since} so far"
+            for pid, state, event, since in rows
+        ]
 
     def terminate(self, backend: int) -> bool:
         """End a session that ``sessions`` has listed last, and no other that has its number."""

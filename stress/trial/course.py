@@ -271,6 +271,7 @@ class Course:
             most=self.sessions.census.most,
             lasting=self.sessions.census.lasting,
             most_of_one=self.sessions.most_of_one,
+            close_up=self.sessions.close_up,
             recovered=recovered,
             good_since=self._good_since,
             sessions=after,

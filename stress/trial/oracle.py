@@ -28,6 +28,8 @@ class Sessions(Watch):
         self.looks: list[Look] = []
         #: The most that one process had in two looks so far apart.
         self.most_of_one = 0
+        #: What the two parties said then.
+        self.close_up = ""
         self._by_process: dict[int, Census] = {}
 
     @property
@@ -59,7 +61,28 @@ class Sessions(Watch):
             if pid and count > self.most_of_one:
                 census = self._by_process.setdefault(pid, Census(LASTING))
                 census.fold(when, frozenset(one for one, of in listed.items() if of == pid))
-                self.most_of_one = max(self.most_of_one, census.lasting)
+                if census.lasting > self.most_of_one:
+                    self.most_of_one = census.lasting
+                    self.close_up = self._look_closer(pid, listed)
+
+    def _look_closer(self, pid: int, listed: dict[int, int]) -> str:
+        backends = [one for one, of in listed.items() if of == pid]
+        told = "; ".join(self._database.doing(backends))
+        return (
+            f"process {pid} has {_sockets(pid)} connections by the system's list and"
+            f" {len(backends)} by the server's: {told}"
+        )
+
+
+def _sockets(pid: int) -> str:
+    psutil = extra.load("psutil")
+    try:
+        process = psutil.Process(pid)
+        look = getattr(process, "net_connections", None) or process.connections
+        listed = look("tcp")
+    except psutil.Error:
+        return "no"
+    return str(sum(bool(one.raddr) for one in listed))
 
 
 class Processes:

@@ -77,6 +77,7 @@ class Evidence:
         permits: that could be taken at the end; None without a shared limit.
         troubles: what went wrong with the run itself.
         stood: where the threads of those stood that hung.
+        close_up: of the process that had most sessions, as it had them.
     """
 
     diaries: Diaries
@@ -100,6 +101,7 @@ class Evidence:
     knows_sessions: bool = True
     troubles: list[str] = field(default_factory=list)
     stood: str = ""
+    close_up: str = ""
 
 
 def judge(seen: Evidence) -> tuple[list[Check], list[str]]:
@@ -113,6 +115,7 @@ def judge(seen: Evidence) -> tuple[list[Check], list[str]]:
     diaries = seen.diaries
     notes = [*diaries.wrong[:10], *diaries.hung[:10], *seen.left[:10], *seen.troubles[:10]]
     notes += [seen.stood] if seen.stood else []
+    notes += [seen.close_up] if seen.most_of_one > seen.each else []
     if seen.ledger is not None and seen.ledger.unknown:
         kept, unknown = seen.ledger.kept, seen.ledger.unknown
         notes.append(f"Of {unknown:,} that nobody knows of, {kept:,} were committed.")
