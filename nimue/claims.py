@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from _thread import get_ident
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from time import monotonic
 from typing import TYPE_CHECKING, cast
-from weakref import ref
 
 from nimue import opener, upkeep
 from nimue.connection import NimueConnection, reclaim
@@ -14,7 +14,7 @@ from nimue.error import inside_error
 from nimue.work import Stray
 
 if TYPE_CHECKING:
-    from nimue.connection import Spare
+    from nimue.connection import Spare, Watch
     from nimue.entry import Entry
     from nimue.state import State
     from nimue.work import Work
@@ -27,18 +27,6 @@ def take_locked(state: State, handle: NimueConnection) -> Entry | None:
         return None
     entry.watch = None
     return entry
-
-
-def _reclaim_locked(handle: NimueConnection, entry: Entry) -> bool:
-    """Take ``entry`` out of ``handle``; whether it was still that one's.
-
-    It is not where another thread was first, nor where the monitor was told that ``handle`` is
-    gone, as of one that the collector finalizes, and has given ``entry`` to the pool again.
-    """
-    watch = entry.watch
-    holder = None if watch is None else watch()
-    is_its_own = watch is not None and (holder is None or holder is handle)
-    return reclaim(handle, entry) and is_its_own
 
 
 def is_held_locked(spare: Spare) -> bool:
@@ -57,7 +45,7 @@ def release(state: State, handle: NimueConnection, entry: Entry) -> None:
         return
     try:
         with state.lock:
-            if entry.state is not state or not _reclaim_locked(handle, entry):
+            if entry.state is not state or not reclaim(handle, entry):
                 return
             state.answer_for_locked(entry)
         opener.run(state, upkeep.tidy(state, entry))
@@ -91,7 +79,7 @@ def detach(state: State, handle: NimueConnection, entry: Entry) -> bool:
         raise inside_error("detach a connection")
     try:
         with state.lock:
-            if entry.state is not state or not _reclaim_locked(handle, entry):
+            if entry.state is not state or not reclaim(handle, entry):
                 return False
             state.answer_for_locked(entry)
             state.death_locked(entry)
@@ -139,11 +127,16 @@ def mend(state: State, spared: Collection[Entry] = ()) -> None:
     opener.start(state, works)
 
 
-def lost(state: State, watch: ref[NimueConnection]) -> Entry | None:
-    """The entry whose handle was dropped, if it was one of this pool's; now it is ``checking``."""
+def lost(state: State, watch: Watch) -> Entry | None:
+    """The entry whose handle was dropped, if it was one of this pool's; now it is ``checking``.
+
+    Not while a finalizer is inside a call of the driver's: the next round of checks asks again.
+    """
     with state.lock:
         for entry in state.entries:
-            if entry.watch is watch:
+            if entry.watch is watch and not entry.caller:
+                with suppress(ValueError):  # an empty one, lost on its way to a holder
+                    watch.lease.remove(entry)
                 state.figures.lost += bool(entry.thread)
                 state.answer_for_locked(entry)
                 return entry

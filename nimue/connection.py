@@ -254,8 +254,20 @@ _set_lease = NimueConnection.__dict__["_lease"].__set__
 #: handle is watched all the time, so that an entry on its way between two places cannot get lost.
 Spare = tuple[NimueConnection, list[Entry], Entry]
 
+class Watch(ref[NimueConnection]):
+    """Tells that a handle was dropped, and knows what it held.
+
+    A collector that finds the handle in a cycle clears its references, and has word sent of that,
+    before a finalizer in the cycle uses it. So what was dropped is emptied too.
+    """
+
+    __slots__ = ("lease",)
+
+    lease: list[Entry]
+
+
 #: An empty handle, its lease, and what watches it.
-Empty = tuple[NimueConnection, list[Entry], "ref[NimueConnection] | None"]
+Empty = tuple[NimueConnection, list[Entry], Watch | None]
 
 
 def make_spare(state: State, entry: Entry) -> Spare:
@@ -263,7 +275,9 @@ def make_spare(state: State, entry: Entry) -> Spare:
     handle = NimueConnection()
     lease = [state.closed]
     _set_lease(handle, lease)
-    entry.watch = ref(handle, state.post)
+    watch = Watch(handle, state.post)
+    watch.lease = lease
+    entry.watch = watch
     return handle, lease, entry
 
 

@@ -14,7 +14,7 @@ from nimue.process import is_main_thread
 if TYPE_CHECKING:
     from traceback import StackSummary
 
-    from nimue.connection import Empty, NimueConnection
+    from nimue.connection import Empty, Watch
     from nimue.process import Socket
     from nimue.semaphore import Permit
     from nimue.state import State
@@ -94,7 +94,7 @@ class Entry:
         #: The driver's cursors, for as long as the holder has theirs; see ``let_go``.
         self.kept: dict[ref[Any], Any] | None = None
         #: Posts itself to the monitor when the handle that holds this entry is dropped.
-        self.watch: ref[NimueConnection] | None = None
+        self.watch: Watch | None = None
         #: The thread that answers for it while it is being opened, checked or closed.
         self.worker = 0
         #: An empty handle to take turns with, where the holder's variable still knows the last.

@@ -71,6 +71,19 @@ def test_a_generator_is_abandoned_inside(server: FakeServer) -> None:
         until(lambda: pool.poolstats().poolused == 0)
 
 
+def collect(rows: Any) -> None:
+    """Have a generator end in a cycle, of which the collector clears the weak references first."""
+    generator = rows()
+    next(generator)
+    cycle = [generator]
+    cycle.append(cycle)
+    del generator
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        del cycle
+        gc.collect()
+
+
 @pytest.mark.parametrize("hears_first", [True, False])
 def test_what_the_collector_finalizes_comes_back_once(
     server: FakeServer, hears_first: bool
@@ -87,19 +100,63 @@ def test_what_the_collector_finalizes_comes_back_once(
             conn.close()
 
     server.allow.add("threads")
-    with make(server, poolmax=4) as pool, warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)
-        generator = rows()
-        next(generator)
-        cycle = [generator]
-        cycle.append(cycle)  # type: ignore[arg-type]
-        del generator, cycle
-        gc.collect()
+    with make(server, poolmax=4) as pool:
+        collect(rows)
         until(lambda: pool.poolstats().poolused == pool.poolstats().checking == 0)
         taken = [pool.getconnection() for _ in range(2)]
         assert taken[0].raw is not taken[1].raw
         for conn in taken:
             conn.close()
+
+
+def test_what_was_dropped_is_not_used_by_its_finalizer(server: FakeServer) -> None:
+    """By then it may be with the next holder, whose work would be rolled back."""
+    refused: list[str] = []
+
+    def rows() -> Any:
+        conn = pool.getconnection()
+        cursor = conn.cursor()
+        try:
+            yield conn
+        finally:
+            held = spawn(pool.getconnection).result()
+            held.cursor().execute("INSERT")
+            for use in (conn.rollback, conn.cursor, lambda: conn.raw, lambda: cursor.execute("")):
+                try:
+                    use()
+                except Exception as error:
+                    refused.append(type(error).__name__)
+            held.commit()
+            held.close()
+
+    server.allow.add("threads")
+    with make(server) as pool:
+        collect(rows)
+        assert refused == ["NimueConnectionClosed"] * 4
+        until(lambda: pool.poolstats().poolfree == 1)
+
+
+def test_what_a_finalizer_is_at_is_not_given_away(server: FakeServer) -> None:
+    def rows() -> Any:
+        conn = held.pop()
+        try:
+            yield conn
+        finally:
+            conn.rollback()
+
+    server.allow.add("threads")
+    with make(server, cleanup_interval=0.01) as pool, server.hold("rollback") as gate:
+        held = [pool.getconnection()]
+        held[0].cursor().execute("INSERT")
+        with pool._state.lock:  # so the finalizer is faster than the monitor
+            collecting = spawn(collect, rows)
+            gate.arrived()
+        seen = pool._state.figures.cycles
+        until(lambda: pool._state.figures.cycles > seen + 2)
+        assert pool.poolstats().lost == 0
+        gate.release()
+        collecting.result()
+        until(lambda: pool.poolstats().lost == pool.poolstats().poolfree == 1)
 
 
 def test_who_acquires_inside_is_told(server: FakeServer) -> None:
