@@ -33,18 +33,18 @@ def renew(state: State, number: int | None = None) -> list[Work]:
     """Begin a new generation: what is idle is to be closed now, the rest on its return.
 
     A renewal of all processes has a ``number``. The monitor hears of it as well as who asks for
-    it, and whoever comes second finds it done.
+    it, and whoever comes second finds it done. Numbers begin anew with the limit's files.
     """
     with state.lock:
-        if number is not None:
-            if number <= state.renewed:
-                return []
-            state.renewed = number
+        if number is not None and number == state.renewed:
+            return []
         state.generation += 1
         state.refilling = True
         _retire_all(state)
         # A release that looked just before is not seen here; the round of checks sees it.
         state.next_cycle = 0.0
+        if number is not None:
+            state.renewed = number  # last: what is cut short is done again
         return state.take_idle_where_locked(_all)
 
 

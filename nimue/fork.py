@@ -80,6 +80,11 @@ class Fork:
         #: The parent has taken everything back.
         self.is_over = False
 
+    @property
+    def is_under_way(self) -> bool:
+        """Not for ever, where Ctrl-C has cut both hooks short that come after it."""
+        return not self.is_over and time.monotonic() < self.deadline + PATIENCE
+
 
 class Gate:
     """What must not be half done in another thread at a fork passes through here.
@@ -106,7 +111,7 @@ class Gate:
 
     @property
     def is_shut(self) -> bool:
-        return any(not fork.is_over for fork in self._known())
+        return any(fork.is_under_way for fork in self._known())
 
     def _known(self, thread: int | None = None) -> list[Fork]:
         """The forks that have not been forgotten, or of these a thread's."""
@@ -139,7 +144,7 @@ class Gate:
         return all(passage is None or self._forks_in(passage.thread) for passage in passages)
 
     def _forks_in(self, thread: int) -> bool:
-        return any(not fork.is_over for fork in self._known(thread))
+        return any(fork.is_under_way for fork in self._known(thread))
 
     def latest(self) -> Fork | None:
         """The running thread's fork, of several the innermost, also if it is over."""
@@ -340,8 +345,9 @@ def _make_sure() -> None:
     fork = gate.latest()
     if fork is not None and not fork.is_over:
         _take_back(fork)
-    while (fork := gate.latest()) is not None and fork.is_over:
-        gate.forget(fork)  # and with it what Ctrl-C has kept here from being forgotten before
+    # With it go those that Ctrl-C has kept here.
+    while (fork := gate.latest()) is not None and not fork.is_under_way:
+        gate.forget(fork)
     gate.make_up()
 
 

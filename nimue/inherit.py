@@ -72,7 +72,6 @@ def before_fork(state: State, fork: Fork) -> bool:
         return False
     state.bequest = None
     me, deadline = get_ident(), fork.deadline
-    fork.spared[state] = [entry for entry in list(state.entries) if entry.worker == me]
     if not (state.entries or state.crew or state.waiters):
         return False
     # One that ends may have started another for what follows from its work.
@@ -94,6 +93,8 @@ def before_fork(state: State, fork: Fork) -> bool:
         if in_use and keeps and not state.limit.is_shared:
             state.bequest = Bequest(state)
             return bool(state.entries)
+        # From here on something is taken out of its place; not what the thread has in hand already.
+        fork.spared[state] = [entry for entry in state.entries if entry.worker == me]
         works = _doze_locked(state)
     finally:
         # It is not had if the time was up, or if Ctrl-C came before.

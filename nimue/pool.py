@@ -303,14 +303,16 @@ class NimueConnectionPool(Parameters):
                 if state.settings is before:  # else another thread was faster: check once more
                     state.apply(after)
                     state.next_cycle = 0.0
-                    state.refilling = state.refilling or after.poolmin > before.poolmin
+                    is_raised = after.poolmin > before.poolmin
+                    state.refilling = state.refilling or is_raised
                     if len(state.entries) > after.poolmax:
                         # Whatever comes back is looked at: it may be one too many.
                         for entry in state.entries:
                             entry.soiled = True
                     break
-        if state.refilling:
-            monitor.here.ensure()  # nobody may have acquired here before
+        # Nobody may have acquired here before, and then no monitor runs.
+        if is_raised and not state.is_shut and not fork.put_off(state.wake):
+            monitor.here.ensure()
         monitor.wake()
 
     # The end, and other processes.

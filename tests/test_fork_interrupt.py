@@ -16,8 +16,16 @@ from types import FrameType
 
 import pytest
 
-from nimue import NimueConnectionPool, NimueInheritedConnectionError, fork, monitor
+from nimue import (
+    NimueConnectionPool,
+    NimueInheritedConnectionError,
+    fork,
+    monitor,
+    opener,
+    upkeep,
+)
 from nimue.process import forget_gone
+from nimue.state import State
 from tests.children import Child
 from tests.fakes import FakeServer, spawn, until
 from tests.test_interrupt import HOME, Blow, make, whole
@@ -156,6 +164,59 @@ def test_two_forks_one_after_the_other(server: FakeServer) -> None:
     pool.close()
 
 
+def test_both_hooks_after_it(server: FakeServer, monkeypatch) -> None:
+    """Nobody opens the gate again; after as long as a fork may take, it does not count as shut."""
+    pool = make(server)
+    take_back, cut = fork._take_back, []
+
+    def interrupted(under_way: fork.Fork) -> None:
+        if len(cut) < 2:
+            cut.append(under_way)
+            raise KeyboardInterrupt
+        take_back(under_way)
+
+    monkeypatch.setattr(fork, "_take_back", interrupted)
+    Child(lambda: None, expect_threads=True).result()
+    assert fork.is_near()
+    assert cut[0] is cut[1]
+    cut[0].deadline -= 2 * fork.PATIENCE
+    assert not fork.is_near()
+    Child(lambda: None, expect_threads=True).result()
+    assert not fork._here.gate._forks
+    pool.getconnection(timeout=10).close()
+    whole(pool, server, 2)
+    pool.close()
+
+
+def test_what_was_planned_before_it_and_done_meanwhile(server: FakeServer, monkeypatch) -> None:
+    """A background thread takes over from the one that forks, and that from it: then it is out."""
+    server.allow.add("closed")
+    pool = make(server, poolmin=1, poolmax=1)
+    pool.getconnection().close()
+    state, take_over, close = pool._state, State.take_over, upkeep._close
+
+    def late(self: State, entry, planner: int) -> bool:
+        monkeypatch.setattr(State, "take_over", take_over)
+        until(fork.is_near)
+        return take_over(self, entry, planner)
+
+    def interrupted(*args) -> None:
+        close(*args)
+        if threading.current_thread() is threading.main_thread():
+            monkeypatch.setattr(upkeep, "_close", close)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(State, "take_over", late)
+    monkeypatch.setattr(upkeep, "_close", interrupted)
+    with state.lock:
+        work = state.inspect_locked(state.idle.take()[2])
+    opener.start(state, [work])
+    Child(lambda: None, expect_threads=True).result()
+    pool.getconnection(timeout=10).close()
+    whole(pool, server, 1)
+    pool.close()
+
+
 class Member:
     """Is told of forks after whoever has joined before, and does as it is told."""
 
@@ -183,11 +244,11 @@ def test_what_outer_frames_have_in_hand_stays_there(server: FakeServer) -> None:
         last = Member(interrupt)
         Child(lambda: None, expect_threads=True).result()
         del last
-        seen.append(list(pool._state.closing))
+        seen.append((list(pool._state.closing), raw.closed))
 
     pool = make(server, on_return=on_return)
     pool.getconnection().close()
-    assert seen == [[]]
+    assert seen == [([], 0)]
     pool._state.settings = pool._state.settings._replace(on_return=None)
     whole(pool, server, 2)
     pool.close()

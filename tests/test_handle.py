@@ -27,6 +27,7 @@ from nimue import (
     NimueCursor,
     NimueError,
 )
+from nimue.connection import Watch
 from tests import fakes, servers
 from tests.children import in_script
 from tests.fakes import FakeDriver, FakeServer, spawn, until
@@ -680,7 +681,8 @@ class TestDropped:
         with make(server, poolmax=1) as pool:
             conn = take(pool)
             (entry,) = pool._state.entries
-            entry.watch = weakref.ref(conn)
+            entry.watch = Watch(conn)
+            entry.watch.lease = conn._lease
             del conn
             pool.cleanup_interval = 60.0  # which looks at once
             until(lambda: pool.poolstats().poolfree == 1)

@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
-from nimue import NimueConnectionPool, NimuePoolTimeout, monitor, opener
+from nimue import NimueConnectionPool, NimuePoolTimeout, fork, monitor, opener
 from nimue.callback import healthcheck_callback_std
 from nimue.sweep import sweep
 from tests import fakes
-from tests.children import in_script
+from tests.children import forked, in_script
 from tests.fakes import FakeDriver, FakeServer, is_locked, spawn, until
 
 HOUR = 3600.0
@@ -382,6 +382,39 @@ class TestSetters:
     def test_poolmin_raised_before_the_first_use(self, server: FakeServer) -> None:
         with make(server, poolmin=0, poolmax=8, cleanup_interval=HOUR) as pool:
             pool.poolmin = 5
+            until(lambda: pool.poolstats().poolfree == 5)
+
+    def test_of_a_pool_that_is_not_used_now(self, server: FakeServer) -> None:
+        """What else is set on one that a fork has sent to rest, or that is closed, wakes nobody."""
+        with make(server, poolmin=1, poolmax=8, cleanup_interval=HOUR) as pool:
+            pool.getconnection().close()
+            forked(lambda: None)
+            pool.timeout = 5
+            assert not monitor.here.is_alive
+        pool.poolmin = 3
+        assert not monitor.here.is_alive
+
+    def test_poolmin_raised_during_a_fork(self, server: FakeServer) -> None:
+        arrived, go_on = threading.Event(), threading.Event()
+
+        class Lingering:
+            def before_fork(self, fork: Any) -> bool:
+                arrived.set()
+                return not go_on.wait(10)
+
+            def fork_is_over(self, fork: Any, cut_short: bool) -> None: ...
+            def sever(self, forker: int | None) -> None: ...
+            def settle_in_child(self, forker: int | None) -> None: ...
+
+        with make(server, poolmin=0, poolmax=8, cleanup_interval=HOUR) as pool:
+            slow = Lingering()
+            fork.join(slow)
+            forking = spawn(lambda: forked(lambda: None, expect_threads=True))
+            assert arrived.wait(10)
+            pool.poolmin = 5
+            go_on.set()
+            forking.result()
+            del slow
             until(lambda: pool.poolstats().poolfree == 5)
 
     def test_poolmax_lowered(self, server: FakeServer) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -168,6 +170,22 @@ class TestDrainEverywhere:
         is_done.set()
         until(lambda: len(carried_out) == 2)
         assert carried_out == [1, 1]
+        end(pool)
+
+    def test_again_when_its_numbers_have_begun_anew(self, server):
+        """With the limit's files, which somebody has removed while they were not in use."""
+        pool = shared(server)
+        for _ in range(2):
+            serves(pool)
+            pool.drain(everywhere=True)
+        until(lambda: not pool._state.entries)
+        for file in Path(os.environ["NIMUE_DIR"]).iterdir():
+            file.unlink()
+        serves(pool)
+        until(lambda: has_heard(pool))
+        first = serves(pool)
+        pool.drain(everywhere=True)
+        assert serves(pool) != first
         end(pool)
 
     def test_the_other_pools_of_a_process_as_well(self, server):
