@@ -41,6 +41,7 @@ def connect(state: State, entry: Entry) -> list[Work]:
     try:
         permitted = open_for(state, entry, bool(state.waiters))
     except BaseException as error:
+        _clear_frames(error)
         return connect_failed(state, entry, error)
     if not permitted:
         return outcome.went_without(state, entry, monotonic())
@@ -50,7 +51,6 @@ def connect(state: State, entry: Entry) -> list[Work]:
 def connect_failed(state: State, entry: Entry, error: BaseException) -> list[Work]:
     """Bury an entry that came to nothing."""
     full = is_full(state, error)
-    _clear_frames(error)
     works = outcome.failed_to_connect(state, entry, error, monotonic(), full)
     if full and state.waiters:
         state.limit.refused(state)
@@ -60,13 +60,16 @@ def connect_failed(state: State, entry: Entry, error: BaseException) -> list[Wor
     return works
 
 
-def _clear_frames(error: BaseException | None) -> None:
-    """Have nothing live as long as the error does: a socket half open, what a password is in."""
-    known: set[int] = set()
-    while error is not None and id(error) not in known:
-        known.add(id(error))
-        clear_frames(error.__traceback__)
-        error = error.__cause__ or error.__context__
+def _clear_frames(error: BaseException) -> None:
+    """Have nothing live as long as the error does: a socket half open, what a password is in.
+
+    In a background thread, where no frame of the user's is but those of ``connfunc``.
+    """
+    chain: list[BaseException | None] = [error]
+    for each in chain:
+        if each is not None:
+            clear_frames(each.__traceback__)
+            chain += [one for one in (each.__cause__, each.__context__) if one not in chain]
 
 
 def is_full(state: State, error: BaseException) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import signal
@@ -373,6 +374,8 @@ def test_a_bad_config_is_refused(site: Site, config: dict[str, Any], told: str) 
         Rider(site.db, config)
 
 
+# From 3.13 on of the databases that these commands have imported, and nobody closes.
+@pytest.mark.filterwarnings("ignore:unclosed database in:ResourceWarning")
 def test_bad_commands_are_refused(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
     def told(*words: str) -> tuple[int, str]:
         return main(["rider", *words]), capsys.readouterr().err
@@ -408,6 +411,7 @@ def test_bad_commands_are_refused(site: Site, capsys: pytest.CaptureFixture[str]
         1,
         "nimue rider: OperationalError: unable to open database file",
     )
+    gc.collect()
 
 
 def test_migrations_leave_no_trace_in_the_interpreter(site: Site) -> None:

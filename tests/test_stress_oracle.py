@@ -7,12 +7,13 @@ import os
 import re
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import psycopg2
 import pytest
 
 from nimue.cli.interrupt import Interrupts
+from stress.databases.admin import ServerAway
 from stress.trial import course
 from stress.trial.course import Course, Plan
 from stress.trial.oracle import Sessions
@@ -72,12 +73,27 @@ def test_the_process_with_most_sessions_is_looked_at_closer(site: Site) -> None:
         finally:
             sessions.stop()
     told = re.fullmatch(
-        rf"process {here} has (\d+) connections by the system's list and 3 by the server's: (.*)",
+        rf"process {here} is connected to .*port {keywords['port']} \((\d+) times\).*"
+        " by the system's list, and has 3 sessions by the server's: (.*)",
         sessions.close_up,
     )
     assert told is not None, sessions.close_up
     assert int(told[1]) >= 3
     assert told[2].count("idle, waits for ClientRead, for 0:00:0") == 3
+
+
+def test_and_known_though_the_server_is_away() -> None:
+    class Away:
+        def doing(self, backends: Collection[int]) -> list[str]:
+            raise ServerAway("it is not there")
+
+    sessions = Sessions(Away(), "closer", 0.0)
+    for when in (0.0, 1.0):
+        sessions._fold(when, {1: os.getpid(), 2: os.getpid()})
+    assert sessions.most_of_one == 2
+    assert f"process {os.getpid()} is connected to " in sessions.close_up
+    assert sessions.close_up.endswith("it does not say more (it is not there)")
+    assert len(sessions.looks) == 1
 
 
 @pytest.mark.parametrize(

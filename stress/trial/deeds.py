@@ -54,14 +54,14 @@ def interrupt(desk: Desk, conn: Any, dice: Random) -> None:
         for thread in threading.enumerate()
         if thread.name.startswith(DRIVER)
         and thread is not threading.current_thread()
-        and not _starts_another(thread)
     ]
     if others:
         victim = dice.choice(others)
+        strike = ctypes.pythonapi.PyThreadState_SetAsyncExc
+        number, error = ctypes.c_ulong(victim.ident or 0), ctypes.py_object(KeyboardInterrupt)
         desk.note_did("interrupt", victim.name)
-        ctypes.pythonapi.PyThreadState_SetAsyncExc(
-            ctypes.c_ulong(victim.ident or 0), ctypes.py_object(KeyboardInterrupt)
-        )
+        if not _starts_another(victim):  # CPython runs no other thread between these two
+            strike(number, error)
 
 
 def _starts_another(thread: threading.Thread) -> bool:

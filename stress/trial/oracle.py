@@ -67,22 +67,25 @@ class Sessions(Watch):
 
     def _look_closer(self, pid: int, listed: dict[int, int]) -> str:
         backends = [one for one, of in listed.items() if of == pid]
-        told = "; ".join(self._database.doing(backends))
+        try:
+            told = "; ".join(self._database.doing(backends))
+        except ServerAway as error:
+            told = f"it does not say more ({error})"
         return (
-            f"process {pid} has {_sockets(pid)} connections by the system's list and"
-            f" {len(backends)} by the server's: {told}"
+            f"process {pid} is connected to {_ports(pid)} by the system's list, and has"
+            f" {len(backends)} sessions by the server's: {told}"
         )
 
 
-def _sockets(pid: int) -> str:
+def _ports(pid: int) -> str:
     psutil = extra.load("psutil")
     try:
         process = psutil.Process(pid)
         look = getattr(process, "net_connections", None) or process.connections
-        listed = look("tcp")
-    except psutil.Error:
-        return "no"
-    return str(sum(bool(one.raddr) for one in listed))
+        counts = Counter(one.raddr.port for one in look("tcp") if one.raddr)
+    except psutil.Error as error:
+        return f"nobody knows where ({error})"
+    return ", ".join(f"port {port} ({count} times)" for port, count in sorted(counts.items()))
 
 
 class Processes:
