@@ -14,8 +14,8 @@ from nimue.error import inside_error
 from nimue.work import Stray
 
 if TYPE_CHECKING:
-    from nimue.connection import Spare, Watch
-    from nimue.entry import Entry
+    from nimue.connection import Spare
+    from nimue.entry import Entry, Watch
     from nimue.state import State
     from nimue.work import Work
 
@@ -121,10 +121,10 @@ def mend(state: State, spared: Collection[Entry] = ()) -> None:
             else:
                 works += state.condemn_locked(entry)
         works += state.plan_locked(monotonic())
+    opener.start(state, works)
     for entry in mine:
         if entry.state is None:
             entry.give_back()
-    opener.start(state, works)
 
 
 def lost(state: State, watch: Watch) -> Entry | None:

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn
 from weakref import ref
 
-from nimue.entry import Entry
+from nimue.entry import Entry, Watch
 from nimue.fork import door, settle
 
 if TYPE_CHECKING:
@@ -253,19 +253,6 @@ _set_lease = NimueConnection.__dict__["_lease"].__set__
 #: What lies idle: an entry, with the empty handle that held it last and that handle's lease. The
 #: handle is watched all the time, so that an entry on its way between two places cannot get lost.
 Spare = tuple[NimueConnection, list[Entry], Entry]
-
-class Watch(ref[NimueConnection]):
-    """Tells that a handle was dropped, and knows what it held.
-
-    A collector that finds the handle in a cycle clears its references, and has word sent of that,
-    before a finalizer in the cycle uses it. So what was dropped is emptied too.
-    """
-
-    __slots__ = ("lease",)
-
-    lease: list[Entry]
-
-
 #: An empty handle, its lease, and what watches it.
 Empty = tuple[NimueConnection, list[Entry], Watch | None]
 
@@ -275,9 +262,8 @@ def make_spare(state: State, entry: Entry) -> Spare:
     handle = NimueConnection()
     lease = [state.closed]
     _set_lease(handle, lease)
-    watch = Watch(handle, state.post)
+    entry.watch = watch = Watch(handle, state.post)
     watch.lease = lease
-    entry.watch = watch
     return handle, lease, entry
 
 

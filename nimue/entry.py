@@ -14,10 +14,22 @@ from nimue.process import is_main_thread
 if TYPE_CHECKING:
     from traceback import StackSummary
 
-    from nimue.connection import Empty, Watch
+    from nimue.connection import Empty
     from nimue.process import Socket
     from nimue.semaphore import Permit
     from nimue.state import State
+
+
+class Watch(ref[Any]):
+    """Tells that a handle was dropped, and knows what it held.
+
+    A collector that finds the handle in a cycle clears its references, and has word sent of that,
+    before a finalizer in the cycle uses it. So what was dropped is emptied too.
+    """
+
+    __slots__ = ("lease",)
+
+    lease: list[Entry]
 
 
 class Entry:

@@ -11,8 +11,7 @@ from nimue import claims, ending, goodbye, opener
 from nimue.work import Stray, Task, Work
 
 if TYPE_CHECKING:
-    from nimue.connection import Watch
-    from nimue.entry import Entry
+    from nimue.entry import Entry, Watch
     from nimue.state import State
 
 logger = logging.getLogger("nimue")

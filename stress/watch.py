@@ -7,9 +7,17 @@ import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Collection
+from typing import Any
 
 #: Seconds between two looks.
 INTERVAL = 0.01
+#: Seconds that a session which is closed is listed at most.
+CLOSING = 0.1
+
+LISTED = """
+select pid from pg_stat_activity
+where application_name = %s and backend_type = 'client backend'
+"""
 
 
 class Census:
@@ -83,3 +91,21 @@ class Watch(ABC):
             self.error = f"{type(error).__name__}: {error}"
         finally:
             self.leave()
+
+
+class PostgresWatch(Watch):
+    """The sessions of one mark, over a connection of its own."""
+
+    def __init__(self, conn: Any, mark: str) -> None:
+        super().__init__(CLOSING)
+        self._conn = conn
+        self._mark = mark
+
+    def sessions(self) -> frozenset[int]:
+        with self._conn.cursor() as cursor:
+            cursor.execute(LISTED, (self._mark,))
+            return frozenset(pid for (pid,) in cursor.fetchall())
+
+    def look(self) -> None:
+        when = time.monotonic()
+        self.census.fold(when, self.sessions())

@@ -26,8 +26,7 @@ from stress.bench.total_client import Answer, Client, Order, Window
 from stress.bench.total_parts import HOT, SKEW, Plan, percentile
 from stress.bench.total_runs import BOUNCER, LIMIT, NIMUE, PROCESSES, STATIC, Run, pool_settings
 from stress.bench.total_servers import RunFailed
-from stress.bench.total_watch import LASTING
-from stress.watch import Census
+from stress.watch import CLOSING, Census
 
 pytestmark = pytest.mark.harness
 
@@ -243,7 +242,7 @@ def test_an_error_of_the_benchmark_itself_is_told_in_full():
 
 
 def test_what_is_closing_is_seen_and_does_not_last():
-    census = Census(LASTING)
+    census = Census(CLOSING)
     eight = frozenset(range(8))
     for number in range(50):
         closing = {100 + number // 5} if number % 5 else set()
@@ -252,7 +251,7 @@ def test_what_is_closing_is_seen_and_does_not_last():
     assert (census.most, census.lasting) == (9, 8)
 
     census.fold(1.0, eight | {200})
-    census.fold(1.0 + LASTING, eight | {200})
+    census.fold(1.0 + CLOSING, eight | {200})
     assert census.lasting == 9
 
 

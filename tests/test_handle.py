@@ -27,7 +27,7 @@ from nimue import (
     NimueCursor,
     NimueError,
 )
-from nimue.connection import Watch
+from nimue.entry import Watch
 from tests import fakes, servers
 from tests.children import in_script
 from tests.fakes import FakeDriver, FakeServer, spawn, until

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from stress.bench.total_watch import PostgresWatch
+from stress.watch import PostgresWatch
 from tests.fakes import spawn, until
 from tests.servers import connect_psycopg2
 from tests.test_servers import Site, gunicorn, uwsgi

@@ -17,6 +17,8 @@ class _Known(PooledDatabase):
     #: Modules that will do, the first choice first; and what is said to the driver, or of it.
     _drivers: tuple[str, ...]
     _said: Mapping[str, Any]
+    #: The driver's arguments that not all of them know by that name, with the one that they do.
+    _renamed: Mapping[str, str] = {}
 
     def __init__(
         self,
@@ -29,12 +31,11 @@ class _Known(PooledDatabase):
     ) -> None:
         if connfunc is None:
             connfunc = _connect_of(*self._drivers)
-        kwargs = {**self._said, **self._translated(kwargs)}
+        for name, known in self._renamed.items():
+            if name in kwargs and known not in kwargs:
+                kwargs[known] = kwargs.pop(name)
+        kwargs = {**self._said, **kwargs}
         super().__init__(connfunc, max_connections, stale_timeout, timeout, *args, **kwargs)
-
-    def _translated(self, kwargs: dict[str, Any]) -> dict[str, Any]:
-        """The driver's arguments as every driver of this database knows them."""
-        return kwargs
 
 
 class PooledPostgreSQLDatabase(_Known):
@@ -48,11 +49,7 @@ class PooledPostgreSQLDatabase(_Known):
 
     _drivers = ("psycopg2", "psycopg")
     _said: Mapping[str, Any] = {"dialect": "postgres"}
-
-    def _translated(self, kwargs: dict[str, Any]) -> dict[str, Any]:
-        if "database" in kwargs and "dbname" not in kwargs:  # psycopg 3 knows the latter alone
-            kwargs["dbname"] = kwargs.pop("database")
-        return kwargs
+    _renamed: Mapping[str, str] = {"database": "dbname"}
 
 
 class PooledMySQLDatabase(_Known):

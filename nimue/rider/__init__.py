@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from nimue.rider.error import MigrateError, RiderError, RiderLocked, RollbackError
@@ -13,17 +14,15 @@ if TYPE_CHECKING:
 __all__ = ["MigrateError", "Rider", "RiderError", "RiderLocked", "RollbackError", "step"]
 
 
+#: What applies migrations is imported when asked for: each ``nimue ...`` comes by here.
+_MODULES = {"Rider": "nimue.rider.rider", "step": "nimue.rider.migration"}
+
+
 def __getattr__(name: str) -> Any:
-    """What applies migrations is imported when asked for: each ``nimue ...`` comes by here."""
-    if name == "Rider":
-        from nimue.rider.rider import Rider
-
-        return Rider
-    if name == "step":
-        from nimue.rider.migration import step
-
-        return step
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = globals()[name] = getattr(import_module(_MODULES[name]), name)
+    return found
 
 
 def __dir__() -> list[str]:

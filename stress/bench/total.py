@@ -3,8 +3,8 @@
 ::
 
     total_runs.py     one run: a server, a limiter, clients     total_client.py   one client
-    total_servers.py  PgBouncer                                 total_watch.py    sessions
-    total_parts.py    the loads, tables and targets             report.py         as ever
+    total_servers.py  PgBouncer                                 report.py         as ever
+    total_parts.py    the loads, tables and targets
 """
 
 from __future__ import annotations

@@ -18,8 +18,8 @@ from nimue.cli.interrupt import Interrupts
 from stress.bench.runs import environment
 from stress.bench.total_client import LATE, Answer, Order
 from stress.bench.total_servers import PgBouncer, RunFailed
-from stress.bench.total_watch import PostgresWatch
 from stress.ground import Ground, put_down
+from stress.watch import PostgresWatch
 
 LIMIT = 8
 PROCESSES = 4

@@ -10,7 +10,6 @@ from typing import Any
 from nimue.cli.demo_process import tail
 from nimue.cli.interrupt import Interrupts
 from stress import orphans
-from stress.bench.total_watch import PostgresWatch
 from stress.diary import count_files
 from stress.ground import Ground
 from stress.permits import count_permits
@@ -18,6 +17,7 @@ from stress.storm.diary import Findings, read
 from stress.storm.faults import faults
 from stress.storm.fleet import Fleet, StormFailed
 from stress.storm.order import PATIENCE, Order
+from stress.watch import PostgresWatch
 
 #: Seconds in which all have to be gone at the end.
 END = 60.0
