@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection
 from contextlib import suppress
 from time import monotonic
 from typing import TYPE_CHECKING, cast
+from weakref import ref
 
 from nimue import opener, upkeep
 from nimue.connection import NimueConnection, reclaim
@@ -15,7 +16,7 @@ from nimue.work import Stray
 
 if TYPE_CHECKING:
     from nimue.connection import Spare
-    from nimue.entry import Entry, Watch
+    from nimue.entry import Entry
     from nimue.state import State
     from nimue.work import Work
 
@@ -127,16 +128,18 @@ def mend(state: State, spared: Collection[Entry] = ()) -> None:
             entry.give_back()
 
 
-def lost(state: State, watch: Watch) -> Entry | None:
+def lost(state: State, watch: ref[NimueConnection]) -> Entry | None:
     """The entry whose handle was dropped, if it was one of this pool's; now it is ``checking``.
 
-    Not while a finalizer is inside a call of the driver's: the next round of checks asks again.
+    A collector that finds the handle in a cycle clears the watch, and has word sent of that, before
+    a finalizer in the cycle uses the handle. So the handle is emptied here; and not while such a
+    finalizer is inside a call of the driver's: the next round of checks asks again.
     """
     with state.lock:
         for entry in state.entries:
             if entry.watch is watch and not entry.caller:
                 with suppress(ValueError):  # an empty one, lost on its way to a holder
-                    watch.lease.remove(entry)
+                    entry.lease.remove(entry)
                 state.figures.lost += bool(entry.thread)
                 state.answer_for_locked(entry)
                 return entry

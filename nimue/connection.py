@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn
 from weakref import ref
 
-from nimue.entry import Entry, Watch
+from nimue.entry import Entry
 from nimue.fork import door, settle
 
 if TYPE_CHECKING:
@@ -254,7 +254,7 @@ _set_lease = NimueConnection.__dict__["_lease"].__set__
 #: handle is watched all the time, so that an entry on its way between two places cannot get lost.
 Spare = tuple[NimueConnection, list[Entry], Entry]
 #: An empty handle, its lease, and what watches it.
-Empty = tuple[NimueConnection, list[Entry], Watch | None]
+Empty = tuple[NimueConnection, list[Entry], "ref[NimueConnection] | None"]
 
 
 def make_spare(state: State, entry: Entry) -> Spare:
@@ -262,8 +262,8 @@ def make_spare(state: State, entry: Entry) -> Spare:
     handle = NimueConnection()
     lease = [state.closed]
     _set_lease(handle, lease)
-    entry.watch = watch = Watch(handle, state.post)
-    watch.lease = lease
+    entry.lease = lease
+    entry.watch = ref(handle, state.post)
     return handle, lease, entry
 
 

@@ -14,22 +14,10 @@ from nimue.process import is_main_thread
 if TYPE_CHECKING:
     from traceback import StackSummary
 
-    from nimue.connection import Empty
+    from nimue.connection import Empty, NimueConnection
     from nimue.process import Socket
     from nimue.semaphore import Permit
     from nimue.state import State
-
-
-class Watch(ref[Any]):
-    """Tells that a handle was dropped, and knows what it held.
-
-    A collector that finds the handle in a cycle clears its references, and has word sent of that,
-    before a finalizer in the cycle uses it. So what was dropped is emptied too.
-    """
-
-    __slots__ = ("lease",)
-
-    lease: list[Entry]
 
 
 class Entry:
@@ -61,6 +49,7 @@ class Entry:
         "kept",
         "lasti",
         "leaked",
+        "lease",
         "number",
         "other",
         "permit",
@@ -96,17 +85,17 @@ class Entry:
         #: When its ``connect()``, or its check, began.
         self.busy_since = 0.0
         self.retire_at = float("inf")
-        #: The release has more to do than to see that no transaction is open.
-        self.soiled = False
-        self.broken = False
-        self.leaked = False
+        #: Soiled: the release has more to do than to see that no transaction is open.
+        self.soiled = self.broken = self.leaked = False
         #: What the holder set on the connection, with the values from before.
         self.changed: dict[str, Any] | None = None
         self.cursors: set[ref[Any]] | None = None
         #: The driver's cursors, for as long as the holder has theirs; see ``let_go``.
         self.kept: dict[ref[Any], Any] | None = None
         #: Posts itself to the monitor when the handle that holds this entry is dropped.
-        self.watch: Watch | None = None
+        self.watch: ref[NimueConnection] | None = None
+        #: That handle's lease, to be emptied then; see ``claims.lost``.
+        self.lease: list[Entry] = []
         #: The thread that answers for it while it is being opened, checked or closed.
         self.worker = 0
         #: An empty handle to take turns with, where the holder's variable still knows the last.

@@ -11,13 +11,14 @@ from nimue import claims, ending, goodbye, opener
 from nimue.work import Stray, Task, Work
 
 if TYPE_CHECKING:
-    from nimue.entry import Entry, Watch
+    from nimue.connection import NimueConnection
+    from nimue.entry import Entry
     from nimue.state import State
 
 logger = logging.getLogger("nimue")
 
 
-def receive(message: State | Stray | Watch) -> None:
+def receive(message: State | Stray | ref[NimueConnection]) -> None:
     """Deal with one message: the state of a lost pool, a stray entry, or a dropped handle."""
     if isinstance(message, Stray):
         stray = claims.stray(message)

@@ -214,10 +214,10 @@ class NimueConnectionPool(Parameters):
                             if known:
                                 # A variable in a loop keeps the last handle until it has the
                                 # next one: two take turns.
-                                turns = entry.other
-                                entry.other = (handle, lease, entry.watch)
+                                turns, entry.other = entry.other, (handle, lease, entry.watch)
                                 if turns is not None:
                                     handle, lease, entry.watch = turns
+                                    entry.lease = lease
                                     del turns
                                 if getrefcount(handle) != ALONE or getweakrefcount(handle) != 1:
                                     handle, lease, _ = make_spare(state, entry)

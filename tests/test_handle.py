@@ -27,7 +27,6 @@ from nimue import (
     NimueCursor,
     NimueError,
 )
-from nimue.entry import Watch
 from tests import fakes, servers
 from tests.children import in_script
 from tests.fakes import FakeDriver, FakeServer, spawn, until
@@ -681,8 +680,7 @@ class TestDropped:
         with make(server, poolmax=1) as pool:
             conn = take(pool)
             (entry,) = pool._state.entries
-            entry.watch = Watch(conn)
-            entry.watch.lease = conn._lease
+            entry.watch = weakref.ref(conn)
             del conn
             pool.cleanup_interval = 60.0  # which looks at once
             until(lambda: pool.poolstats().poolfree == 1)
