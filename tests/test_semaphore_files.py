@@ -288,6 +288,23 @@ def test_files_removed_under_those_who_use_them(tmp_path):
     whole(semaphore, 2)
 
 
+def test_what_another_thread_has_parted_from_is_not_taken_for_the_new_files(tmp_path, monkeypatch):
+    """Which may have the same inode, and the same descriptor: both numbers are free again."""
+    one, other = make(tmp_path), make(tmp_path)
+    sound = os.fstat(one._core.locks.fd)
+    for file in tmp_path.iterdir():
+        file.unlink()
+
+    def fstat(number):
+        monkeypatch.undo()
+        other.acquire().give_back()
+        return sound
+
+    monkeypatch.setattr(os, "fstat", fstat)
+    one.acquire().give_back()
+    whole(one, 2)
+
+
 def test_a_guard_that_is_never_left(tmp_path):
     from filelock import FileLock
 

@@ -88,12 +88,15 @@ class Core:
 
     def fault(self) -> str | None:
         """Why the lock file does not serve any more; None if it does."""
+        fd = self.locks.fd
         try:
-            status = os.fstat(self.locks.fd)
+            status = os.fstat(fd)
         except OSError:
             return "its descriptor was closed"
         if status[1:4] == self._sound:
-            return None
+            # Against a thread that has parted from it meanwhile, and opened a new one: that may
+            # have both the descriptor's number and the inode's.
+            return None if self.locks.fd == fd else "another thread has let go of it"
         if (status.st_dev, status.st_ino) != self._key:
             return "its descriptor was closed, and the number is another file's"
         return None if status.st_nlink else "it was removed"
