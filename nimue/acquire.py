@@ -74,8 +74,7 @@ def acquire(
             opener.start(state, works)
             if waiter.wakes:
                 monitor.wake()
-            if not door[0] and not fork.put_off(state.wake):
-                state.wake()  # the fork that kept the monitor from running is over
+            _keep_awake(state)
             handle = _await(state, waiter, 0.0 if if_free and not waiter.queued else seconds)
         _sign(state, handle, frame)
     except BaseException as error:
@@ -122,7 +121,7 @@ def _await(state: State, waiter: Waiter, seconds: float | None) -> NimueConnecti
             + ("this call may not wait: " if seconds == 0 else _crowd(state))
             + report.shortage(state, waiter.since)
         )
-    waiter.wait(seconds)
+    waiter.wait(seconds, lambda: _keep_awake(state))
     if waiter.handle is None:
         with state.lock:
             state.waiters.leave(waiter)
@@ -134,6 +133,16 @@ def _await(state: State, waiter: Waiter, seconds: float | None) -> NimueConnecti
             raise _clone(waiter.error)
     assert waiter.handle is not None
     return waiter.handle
+
+
+def _keep_awake(state: State) -> None:
+    """Have a monitor run, or put that off until the fork is over that keeps it from running.
+
+    It is asked for again and again, for a fork may hang for ever in the hooks of others: one that
+    takes so long counts as over, and makes no calls that were put off.
+    """
+    if not door[0] and not fork.put_off(state.wake):
+        state.wake()
 
 
 def _crowd(state: State) -> str:

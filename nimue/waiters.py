@@ -39,16 +39,19 @@ class Waiter:
     def has_mail(self) -> bool:
         return self.handle is not None or self.error is not None
 
-    def wait(self, seconds: float | None) -> bool:
+    def wait(self, seconds: float | None, between: Callable[[], None] | None = None) -> bool:
         """Sleep until the bell rings, or for so many seconds; None sleeps until it rings.
 
         True if it has rung.
 
-        In naps: CPython notices a signal that comes just before a sleep only after it.
+        In naps, with ``between`` called between two: CPython notices a signal that comes just
+        before a sleep only after it.
         """
         end = None if seconds is None else monotonic() + seconds
         left = NAP if seconds is None else seconds
         while not self.bell.acquire(True, min(left, NAP)):
+            if between is not None:
+                between()
             if end is not None:
                 left = end - monotonic()
                 if left <= 0:

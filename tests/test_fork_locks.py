@@ -278,6 +278,32 @@ class TestAnotherThread:
         """That finds what it had in hand, whoever lets the others go on."""
         in_script(interrupted_beside_a_fork)
 
+    def test_hangs_in_its_own_fork(self, socket_server):
+        """In somebody else's hook, after ours: others are held up for a moment, and no longer."""
+        hangs, go_on = threading.Event(), threading.Event()
+
+        class Stuck:
+            def before_fork(self, fork):
+                hangs.set()
+                assert go_on.wait(30)
+                return False
+
+        pool, stuck = make_pool(socket_server), Stuck()
+        kept = pool.getconnection()
+        forks.join(stuck)
+        forking = spawn(forked, os.getpid, expect_threads=True)
+        assert hangs.wait(10)
+        # The second attempt is the monitor's, which the fork has had end.
+        socket_server.fail("connect", OperationalError("not now"), times=1)
+        other = pool.getconnection(timeout=10)
+        assert ask(kept) and ask(other)
+        go_on.set()
+        forking.result()
+        del stuck
+        kept.close()
+        other.close()
+        end(pool)
+
     def test_drops_its_handle(self, socket_server, fork):
         pool = make_pool(socket_server, poolmin=1)
         handles = [spawn(pool.getconnection).result() for _ in range(2)]

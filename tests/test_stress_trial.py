@@ -72,6 +72,18 @@ class TestDiaries:
         diaries.finish()
         assert [(one.ended, one.outcome) for one in diaries.questions] == [(None, UNKNOWN)]
 
+    def test_a_thread_that_hangs_while_others_go_on(self, tmp_path) -> None:
+        """Not one that has asked again, after KeyboardInterrupt, nor a process that ends."""
+        second = 1_000_000_000
+        mine = [["ask", "w7.0.1", 1 * second], ["ask", "w7.1.1", 2 * second]]
+        mine += [["ask", "w7.1.2", 5 * second], ["end", "w7.1.2", 30 * second, answer("w7.1.2")]]
+        (tmp_path / "w7").write_text(lines(*mine))
+        (tmp_path / "w8").write_text(lines(["ask", "w8.0.1", 3 * second]))
+        diaries = Diaries(tmp_path, 0)
+        diaries.finish()
+        assert diaries.stuck == [29.0, 0.0]
+        assert TestVerdict.wrong(seen(tmp_path, diaries=diaries)) == ["longest answer"]
+
     def test_what_a_process_has_more_at_its_end(self, tmp_path) -> None:
         (tmp_path / "w7").write_text(lines(["up", 1, 7, 2, 10], ["out", 9, 7, 1, 13]))
         diaries = Diaries(tmp_path, 0)

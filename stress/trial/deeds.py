@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import signal
 import sys
@@ -86,9 +87,12 @@ def clock(desk: Desk, conn: Any, dice: Random) -> None:
 def _in_child(desk: Desk, what: str, live: Callable[[], None]) -> None:
     parent = desk.diary.name
     desk.note_did(what.partition(",")[0], what)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        pid = os.fork()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            pid = os.fork()
+    finally:
+        _let_go_of_logging()
     if pid:
         _reaper(desk, pid, what)
         return
@@ -103,6 +107,17 @@ def _in_child(desk: Desk, what: str, live: Callable[[], None]) -> None:
     except BaseException as error:
         desk.note_wrong(told(error))
     os._exit(0)
+
+
+def _let_go_of_logging() -> None:
+    """Undo what CPython does where KeyboardInterrupt comes at the end of a fork.
+
+    It lands in the hook that frees logging's lock, which is then this thread's for ever: whoever
+    forks in another thread, or logs there for the first time, waits for ever.
+    """
+    lock: Any = vars(logging)["_lock"]
+    while lock._is_owned():
+        lock.release()
 
 
 def _reaper(desk: Desk, pid: int, what: str) -> None:

@@ -48,6 +48,13 @@ class Diaries:
         self.sockets: list[int] = []
         self._files: dict[int, int] = {}
         self.answered: Counter[int] = Counter()
+        #: The last question of each voice, which is the token up to the question's number, and the
+        #: diary; and when a question last began or ended in each diary.
+        self._latest: dict[str, tuple[str, str]] = {}
+        self._heard: dict[str, float] = {}
+        #: Of the questions that never ended: how long their processes went on without it. Not of
+        #: those whose thread has asked again, after KeyboardInterrupt.
+        self.stuck: list[float] = []
 
     @property
     def unanswered(self) -> int:
@@ -60,6 +67,9 @@ class Diaries:
             for what, *values in self._lines(self._folder / name):
                 note: Callable[..., None] = getattr(self, f"_{what}")
                 note(*values)
+                if what in ("ask", "end"):
+                    self._latest[values[0].rpartition(".")[0]] = name, values[0]
+                    self._heard[name] = self._seconds(values[1])
         return self.questions[before:]
 
     def _grown(self) -> list[str]:
@@ -79,6 +89,9 @@ class Diaries:
         """Whatever was asked and never ended, nobody knows what became of."""
         self._due = 0.0
         self.read()
+        for name, token in self._latest.values():
+            if token in self._asked:
+                self.stuck.append(self._heard[name] - self._asked[token])
         for token, began in self._asked.items():
             self.questions.append(Question(token, began, None, UNKNOWN, 0, 0.0))
         self._asked.clear()

@@ -167,8 +167,12 @@ def _answers(seen: Evidence) -> list[Check]:
 
 
 def _longest(seen: Evidence) -> Check:
-    """From asking to the answer, which no fault here holds up for longer than it lasts."""
-    took = max((one.ended - one.began for one in seen.diaries.questions if one.ended), default=0.0)
+    """From asking to the answer, which no fault here holds up for longer than it lasts.
+
+    Or, where a thread hangs, to the last word of the others of its process.
+    """
+    ended = [one.ended - one.began for one in seen.diaries.questions if one.ended]
+    took = max([0.0, *ended, *seen.diaries.stuck])
     bound = seen.timeout + 2 * SLACK
     return Check("  longest answer", f"{took:.2f} s", f"at most {bound:g} s", took <= bound)
 
