@@ -313,6 +313,40 @@ def test_a_worker_of_a_peer_imports_no_nimue() -> None:
     assert done.stdout.strip() == "False"
 
 
+def test_after_an_interrupted_fork_others_can_fork() -> None:
+    """The interrupt lands in the hook that frees logging's lock."""
+    code = """
+import logging, os, sys, threading, types
+from stress.trial import deeds
+
+class Desk:
+    diary = types.SimpleNamespace(name="w")
+    def note_did(self, kind, detail): pass
+    def enter_child(self, name): pass
+
+desk = Desk()
+sys.unraisablehook = lambda what: None
+hook = getattr(logging, "_afterFork", None) or logging._releaseLock  # since 3.13, and before
+
+def interrupted(frame, event, arg):
+    if frame.f_code is hook.__code__:
+        sys.settrace(None)
+        raise KeyboardInterrupt
+
+sys.settrace(interrupted)
+deeds._in_child(desk, "fork", lambda: None)
+assert sys.gettrace() is None
+other = threading.Thread(target=deeds._in_child, args=(desk, "fork", lambda: None), daemon=True)
+other.start()
+other.join(10)
+print(other.is_alive())
+os._exit(0)
+"""
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == "False", done.stderr
+
+
 def test_who_is_put_down_has_shown_where_it_stood(tmp_path) -> None:
     code = """
 import sys, time

@@ -113,7 +113,8 @@ def _let_go_of_logging() -> None:
     """Undo what CPython does where KeyboardInterrupt comes at the end of a fork.
 
     It lands in the hook that frees logging's lock, which is then this thread's for ever: whoever
-    forks in another thread, or logs there for the first time, waits for ever.
+    forks in another thread, or logs there for the first time, waits for ever. See
+    https://github.com/python/cpython/issues/106238.
     """
     lock: Any = vars(logging)["_lock"]
     while lock._is_owned():
