@@ -12,7 +12,7 @@ from time import monotonic
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
-from nimue import fork, monitor, opener, report, upkeep
+from nimue import monitor, opener, report, upkeep
 from nimue.claims import is_held_locked, mend
 from nimue.connection import NimueConnection, Spare, lend
 from nimue.error import (
@@ -21,7 +21,6 @@ from nimue.error import (
     NimuePoolTimeout,
     inside_error,
 )
-from nimue.fork import door
 from nimue.settings import DEFAULT, refuse
 from nimue.waiters import Waiter
 from nimue.work import Stray
@@ -74,7 +73,7 @@ def acquire(
             opener.start(state, works)
             if waiter.wakes:
                 monitor.wake()
-            _keep_awake(state)
+            state.keep_awake()
             handle = _await(state, waiter, 0.0 if if_free and not waiter.queued else seconds)
         _sign(state, handle, frame)
     except BaseException as error:
@@ -121,7 +120,7 @@ def _await(state: State, waiter: Waiter, seconds: float | None) -> NimueConnecti
             + ("this call may not wait: " if seconds == 0 else _crowd(state))
             + report.shortage(state, waiter.since)
         )
-    waiter.wait(seconds, lambda: _keep_awake(state))
+    waiter.wait(seconds, state.keep_awake)
     if waiter.handle is None:
         with state.lock:
             state.waiters.leave(waiter)
@@ -133,16 +132,6 @@ def _await(state: State, waiter: Waiter, seconds: float | None) -> NimueConnecti
             raise _clone(waiter.error)
     assert waiter.handle is not None
     return waiter.handle
-
-
-def _keep_awake(state: State) -> None:
-    """Have a monitor run, or put that off until the fork is over that keeps it from running.
-
-    It is asked for again and again, for a fork may hang for ever in the hooks of others: one that
-    takes so long counts as over, and makes no calls that were put off.
-    """
-    if not door[0] and not fork.put_off(state.wake):
-        state.wake()
 
 
 def _crowd(state: State) -> str:

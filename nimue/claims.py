@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from nimue.work import Work
 
 
+#: Seconds after which a dropped connection is asked for again that a finalizer still uses.
+BUSY = 0.05
+
+
 def take_locked(state: State, handle: NimueConnection) -> Entry | None:
     """Empty ``handle`` and stop watching it; None if its entry is no longer in it."""
     entry = handle._lease[0]
@@ -122,7 +126,7 @@ def mend(state: State, spared: Collection[Entry] = ()) -> None:
             else:
                 works += state.condemn_locked(entry)
         works += state.plan_locked(monotonic())
-    opener.start(state, works)
+    opener.start(state, works)  # first: a permit whose files do not serve any more raises
     for entry in mine:
         if entry.state is None:
             entry.give_back()
@@ -133,13 +137,18 @@ def lost(state: State, watch: ref[NimueConnection]) -> Entry | None:
 
     A collector that finds the handle in a cycle clears the watch, and has word sent of that, before
     a finalizer in the cycle uses the handle. So the handle is emptied here; and not while such a
-    finalizer is inside a call of the driver's: the next round of checks asks again.
+    finalizer is inside a call of the driver's, as far as the pool sees those: the monitor asks
+    again. The finalizer says that it calls, then looks what it holds; here it is the reverse.
     """
     with state.lock:
         for entry in state.entries:
-            if entry.watch is watch and not entry.caller:
+            if entry.watch is watch:
                 with suppress(ValueError):  # an empty one, lost on its way to a holder
                     entry.lease.remove(entry)
+                    if entry.caller:
+                        entry.lease.insert(0, entry)
+                        state.next_drop = monotonic() + BUSY
+                        return None
                 state.figures.lost += bool(entry.thread)
                 state.answer_for_locked(entry)
                 return entry

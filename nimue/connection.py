@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
     from nimue.state import State
 
-
 #: What an attribute was before it was there.
 MISSING = object()
 
@@ -202,9 +201,10 @@ class NimueConnection:
         entry = self._lease[0]
         entry.caller = get_ident()
         try:
-            return getattr(entry.raw, name)(*args, **kwargs)
+            held = self._lease[0]  # still: see claims.lost
+            return getattr(held.raw, name)(*args, **kwargs)
         except Exception as error:
-            self._notice(entry, error)
+            self._notice(held, error)
             raise
         finally:
             entry.caller = 0
@@ -248,7 +248,6 @@ class NimueConnection:
 _RETURNS_CURSOR = frozenset({"execute", "executemany", "executescript"})
 
 _set_lease = NimueConnection.__dict__["_lease"].__set__
-
 
 #: What lies idle: an entry, with the empty handle that held it last and that handle's lease. The
 #: handle is watched all the time, so that an entry on its way between two places cannot get lost.
@@ -390,9 +389,10 @@ class NimueCursor:
         entry = self._connection._lease[0]
         entry.caller = get_ident()
         try:
-            result = getattr(raw, name)(*args, **kwargs)
+            held = self._connection._lease[0]
+            result = getattr(raw if held is entry else held.raw, name)(*args, **kwargs)
         except Exception as error:
-            self._connection._notice(entry, error)
+            self._connection._notice(held, error)
             raise
         finally:
             entry.caller = 0

@@ -33,7 +33,8 @@ def renew(state: State, number: int | None = None) -> list[Work]:
     """Begin a new generation: what is idle is to be closed now, the rest on its return.
 
     A renewal of all processes has a ``number``. The monitor hears of it as well as who asks for
-    it, and whoever comes second finds it done. Numbers begin anew with the limit's files.
+    it, and whoever comes second finds it done; but for two that cross, which are carried out once
+    more. Numbers begin anew with the limit's files.
     """
     with state.lock:
         if number is not None and number == state.renewed:
@@ -80,7 +81,7 @@ def await_loans(state: State, leaver: Waiter, timeout: float | None) -> None:
     begun = time.monotonic()
     is_short = timeout is not None and timeout <= PATIENCE
     for seconds in [timeout] if is_short else [PATIENCE, timeout and timeout - PATIENCE]:
-        if leaver.wait(seconds):
+        if leaver.wait(seconds, state.keep_awake):
             return
         now = time.monotonic()
         told = report.outstanding(state, now)

@@ -82,7 +82,7 @@ class Fork:
 
     @property
     def is_under_way(self) -> bool:
-        """Not for ever, where Ctrl-C has cut both hooks short that come after it."""
+        """Not for ever, where it hangs in others' hooks, or Ctrl-C has cut ours short after it."""
         return not self.is_over and time.monotonic() < self.deadline + PATIENCE
 
 
@@ -360,7 +360,7 @@ def _after_in_child() -> None:
         return
     forker = threading.get_ident()
     fork = _here.gate.latest()
-    if fork is None or fork.is_over or fork.heirs is None:
+    if fork is None or not fork.is_under_way or fork.heirs is None:
         _become_child(forker)
         return
     for member in fork.heirs:

@@ -37,9 +37,10 @@ class Bequest:
     lies idle.
     """
 
-    __slots__ = ("entries", "numbers", "out", "severed")
+    __slots__ = ("entries", "numbers", "of", "out", "severed")
 
     def __init__(self, state: State) -> None:
+        self.of = _age(state)
         idle = {entry for _, _, entry in state.idle}
         in_use = [entry for entry in list(state.entries) if entry not in idle]
         self.entries = [entry for entry in in_use if entry.raw is not None]
@@ -59,6 +60,11 @@ class Bequest:
             sever(self.numbers, self.severed, void)
         finally:
             os.close(void)
+
+
+def _age(state: State) -> tuple[int, int]:
+    """How many connections the pool has begun to open so far, and how many it has opened."""
+    return state.figures.births, state.figures.opened
 
 
 def before_fork(state: State, fork: Fork) -> bool:
@@ -157,7 +163,9 @@ def sever_in_child(state: State, forker: int | None) -> None:
     here = os.getpid()
     if here in (state.pid, state.severed_in):
         return
-    bequest = state.bequest = state.bequest or Bequest(state)
+    bequest = state.bequest
+    if bequest is None or bequest.of != _age(state):  # a fork that was held up, and others were not
+        bequest = state.bequest = Bequest(state)
     bequest.sever()
     # From now on the figures of this state are those that the next one begins with.
     state.figures.inherited = len(bequest.entries)

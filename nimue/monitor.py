@@ -151,7 +151,12 @@ class Monitor:
                 fork.door[0] = 0
 
     def ensure(self) -> None:
-        """Have a thread run, and open the door. While a fork is under way both must wait."""
+        """Have a thread run, and open the door. While a fork is under way both must wait.
+
+        And in a child that is not settled yet, where this is the parent's.
+        """
+        if self.pid != os.getpid():
+            return
         with self._lock:
             if fork.is_near():
                 return

@@ -51,10 +51,10 @@ class State:
     __slots__ = (
         *("__weakref__", "name", "pid", "pool", "lock", "entries", "idle", "waiters", "leavers"),
         *("connecting", "checking", "closing", "calm", "is_shut", "verbose", "figures", "backoff"),
-        *("bequest", "severed_in", "poison", "generation", "next_cycle", "next_look", "refilling"),
+        *("bequest", "severed_in", "poison", "generation", "next_cycle", "next_look", "next_drop"),
         *("post", "news", "crew", "closed", "driver", "in_transaction", "settings", "soil"),
         *("unchecked_for", "fresh_for", "limit", "heeded", "renewed"),
-        *("yielded", "kept", "next_tick"),
+        *("yielded", "kept", "next_tick", "refilling"),
     )
 
     def __init__(
@@ -108,6 +108,8 @@ class State:
         self.yielded: list[float] = []
         #: From whom, and how long, what comes back is kept without another look at their wants.
         self.kept: tuple[bytes | None, float] = (None, 0.0)
+        #: When to ask again for what was dropped while a finalizer used it.
+        self.next_drop = float("inf")
         #: When an idle one is given up to who waits, though nobody has asked for it.
         self.next_tick = 0.0
         if driver is not None:
@@ -372,6 +374,16 @@ class State:
 
     def fork_is_over(self, fork: Fork, cut_short: bool) -> None:
         inherit.fork_is_over(self, fork, cut_short)
+
+    def keep_awake(self) -> None:
+        """Have a monitor run, or put that off until the fork is over that keeps it from running.
+
+        Who waits asks again and again: a fork may hang for ever in the hooks of others, and makes
+        no call that was put off; after some seconds it counts as over. Nothing is done for who
+        waited in the parent, and finds itself in a child that is not settled yet.
+        """
+        if not fork.door[0] and self.pid == os.getpid() and not fork.put_off(self.wake):
+            self.wake()
 
     def wake(self) -> None:
         """After a fork, on behalf of those who wait: have a monitor run again, and look."""

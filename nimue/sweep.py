@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import suppress
+from math import inf
 from typing import TYPE_CHECKING
 
 from nimue.work import CHECK_STUCK, CONNECT_STUCK, Task, Work
@@ -33,10 +34,13 @@ def sweep(state: State, now: float) -> tuple[list[Work], float]:
     with state.lock:
         if state.is_shut:
             return [], now + LEISURE
+        if cycle or now >= state.next_drop:
+            _ask_for_dropped_locked(state)
         works = _cycle_locked(state, now) if cycle else []
         works += state.plan_locked(now)
         leaks, leak_at = _leaks_locked(state, now)
-        wake_at = min(state.next_cycle, leak_at, look_again_at_locked(state, now))
+        next_times = state.next_cycle, state.next_drop, leak_at, look_again_at_locked(state, now)
+        wake_at = min(next_times)
         state.next_look = wake_at
     for entry in leaks:
         with suppress(Exception):  # a log's filter may raise, and the works must not be lost
@@ -55,6 +59,14 @@ def look_again_at_locked(state: State, now: float) -> float:
     return min((moment for moment in times if moment > now), default=now + LEISURE)
 
 
+def _ask_for_dropped_locked(state: State) -> None:
+    """Have word sent again of what was dropped; an interrupt may have cut it short before."""
+    state.next_drop = inf
+    for entry in state.entries:
+        if entry.watch is not None and entry.watch() is None:
+            state.post(entry.watch)
+
+
 def _cycle_locked(state: State, now: float) -> list[Work]:
     """One round of ``cleanup_interval``: retire, have the idle ones checked, refill."""
     settings = state.settings
@@ -63,9 +75,6 @@ def _cycle_locked(state: State, now: float) -> list[Work]:
     for entry in state.entries:
         if entry.retire_at <= now:
             entry.soiled = True
-        if entry.watch is not None and entry.watch() is None:
-            # Its handle was dropped, and the word of that was cut short by a signal handler.
-            state.post(entry.watch)
     works = state.take_idle_where_locked(lambda entry: entry.retire_at <= now)
     living = len(state.entries) - len(state.closing)
     surplus = living - settings.poolmax

@@ -69,7 +69,8 @@ def _clear_frames(error: BaseException) -> None:
     for each in chain:
         if each is not None:
             clear_frames(each.__traceback__)
-            chain += [one for one in (each.__cause__, each.__context__) if one not in chain]
+            following = (each.__cause__, each.__context__)
+            chain += [one for one in following if not any(one is known for known in chain)]
 
 
 def is_full(state: State, error: BaseException) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from _thread import allocate_lock
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -44,18 +45,19 @@ class Waiter:
 
         True if it has rung.
 
-        In naps, with ``between`` called between two: CPython notices a signal that comes just
-        before a sleep only after it.
+        In naps: CPython notices a signal that comes just before a sleep only after it. An error
+        of ``between``, which is called between two, ends no wait: it is called again.
         """
         end = None if seconds is None else monotonic() + seconds
         left = NAP if seconds is None else seconds
         while not self.bell.acquire(True, min(left, NAP)):
-            if between is not None:
-                between()
             if end is not None:
                 left = end - monotonic()
                 if left <= 0:
                     return False
+            if between is not None:
+                with suppress(Exception):
+                    between()
         return True
 
     def ring(self) -> None:

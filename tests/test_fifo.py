@@ -14,6 +14,7 @@ from nimue import (
     NimueInvalidParameterValue,
     NimueNoConnectionAvailable,
     NimuePoolTimeout,
+    waiters,
 )
 from nimue.waiters import Waiter, Waiters
 from tests.fakes import FakeDriver, FakeServer, OperationalError, Spawned, spawn, until
@@ -155,6 +156,27 @@ def test_a_waiter_that_timed_out_as_it_was_served_loses_nothing(server: FakeServ
                 hasty.result().close()
             assert pool.poolstats().poolfree == 1
             assert not pool._state.waiters
+
+
+@pytest.mark.parametrize("seconds", [None, LONG])
+def test_what_is_done_between_two_naps_ends_no_wait(monkeypatch, seconds: float | None) -> None:
+    monkeypatch.setattr(waiters, "NAP", 0.01)
+    waiter, calls = Waiter(0.0), []
+
+    def between() -> None:
+        calls.append(1)
+        if len(calls) == 2:
+            waiter.ring()
+        raise RuntimeError("can't start new thread")
+
+    assert waiter.wait(seconds, between)
+    assert len(calls) == 2
+
+
+def test_nothing_is_done_when_the_time_is_up() -> None:
+    calls: list[int] = []
+    assert not Waiter(0.0).wait(0.01, lambda: calls.append(1))
+    assert not calls
 
 
 class Recorded(Waiters):

@@ -176,6 +176,7 @@ def test_both_hooks_after_it(server: FakeServer, monkeypatch) -> None:
         take_back(under_way)
 
     monkeypatch.setattr(fork, "_take_back", interrupted)
+    monkeypatch.setattr(fork, "PATIENCE", 60.0)
     Child(lambda: None, expect_threads=True).result()
     assert fork.is_near()
     assert cut[0] is cut[1]

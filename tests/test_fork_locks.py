@@ -14,7 +14,7 @@ import warnings
 
 import pytest
 
-from nimue import NimueInheritedConnectionError, upkeep
+from nimue import NimueInheritedConnectionError, NimuePoolTimeout, upkeep, waiters
 from nimue import fork as forks
 from tests.children import Child, forked, in_script
 from tests.fakes import FakeDriver, FakeServer, OperationalError, spawn, until
@@ -46,6 +46,29 @@ def held(lock):
     finally:
         go_on.set()
         holder.result()
+
+
+@contextlib.contextmanager
+def hung_fork(fn):
+    """Another thread's, in a hook of somebody else's that comes after ours."""
+    hangs, go_on = threading.Event(), threading.Event()
+
+    class Stuck:
+        def before_fork(self, fork):
+            hangs.set()
+            assert go_on.wait(30)
+            return False
+
+    stuck = Stuck()
+    forks.join(stuck)
+    forking = spawn(forked, fn, expect_threads=True)
+    try:
+        assert hangs.wait(10)
+        yield forking
+    finally:
+        del stuck
+        go_on.set()
+        forking.result()
 
 
 def served(asking):
@@ -279,30 +302,36 @@ class TestAnotherThread:
         in_script(interrupted_beside_a_fork)
 
     def test_hangs_in_its_own_fork(self, socket_server):
-        """In somebody else's hook, after ours: others are held up for a moment, and no longer."""
-        hangs, go_on = threading.Event(), threading.Event()
-
-        class Stuck:
-            def before_fork(self, fork):
-                hangs.set()
-                assert go_on.wait(30)
-                return False
-
-        pool, stuck = make_pool(socket_server), Stuck()
+        """Others are held up for a moment, and no longer; and the child has nothing of theirs."""
+        pool = make_pool(socket_server)
         kept = pool.getconnection()
-        forks.join(stuck)
-        forking = spawn(forked, os.getpid, expect_threads=True)
-        assert hangs.wait(10)
-        # The second attempt is the monitor's, which the fork has had end.
-        socket_server.fail("connect", OperationalError("not now"), times=1)
-        other = pool.getconnection(timeout=10)
-        assert ask(kept) and ask(other)
-        go_on.set()
-        forking.result()
-        del stuck
+
+        def child():
+            stats = pool.poolstats()
+            return stats.inherited, stats.severed
+
+        with hung_fork(child) as forking:
+            # The second attempt is the monitor's, which the fork has had end.
+            socket_server.fail("connect", OperationalError("not now"), times=1)
+            other = pool.getconnection(timeout=10)
+            assert ask(kept)
+            assert ask(other)
+        assert forking.result() == (2, 2)
         kept.close()
         other.close()
         end(pool)
+
+    def test_hangs_in_its_own_fork_while_the_pool_is_closed(self, socket_server):
+        """What is dropped meanwhile is found, so the close comes to its end."""
+        pool = make_pool(socket_server)
+        handles = [pool.getconnection()]
+        with hung_fork(os.getpid):
+            closing = spawn(pool.close)
+            until(lambda: pool._state.is_shut)
+            with pytest.warns(ResourceWarning):
+                handles.clear()
+                closing.result()
+        assert socket_server.open == 0
 
     def test_drops_its_handle(self, socket_server, fork):
         pool = make_pool(socket_server, poolmin=1)
@@ -425,6 +454,33 @@ class TestThisThread:
             serves(pool)
 
         forked(child)
+        end(pool)
+
+    def test_waits_while_a_signal_handler_forks(self, socket_server, monkeypatch):
+        """The child finds itself in the wait, gives up, and begins anew like any other."""
+        monkeypatch.setattr(waiters, "NAP", 0.02)
+        pool = make_pool(socket_server, poolmax=1)
+
+        def parent():
+            held, pids = spawn(pool.getconnection).result(), []
+            signal.signal(signal.SIGALRM, lambda *_: pids.append(os.fork()))
+
+            def strike():
+                until(lambda: pool.poolstats().waiting == 1)
+                os.kill(os.getpid(), signal.SIGALRM)
+
+            striking = spawn(strike)
+            with pytest.raises(NimuePoolTimeout):
+                pool.getconnection(timeout=2.5)
+            if pids == [0]:
+                mine = pool.getconnection(timeout=5)
+                pool.poolstats()
+                os._exit(0 if ask(mine) else 1)
+            striking.result()
+            assert os.waitpid(pids[0], 0)[1] == 0
+            held.close()
+
+        forked(parent, expect_threads=True)
         end(pool)
 
     def test_forks_in_a_signal_handler(self, socket_server):

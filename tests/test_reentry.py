@@ -8,13 +8,14 @@ may wait for the lock that its own thread holds, nor change the tables under its
 from __future__ import annotations
 
 import gc
+import math
 import threading
 import warnings
 from typing import Any
 
 import pytest
 
-from nimue import NimueConnectionPool, NimueError, NimuePoolClosedError
+from nimue import NimueConnectionPool, NimueError, NimuePoolClosedError, connection
 from tests.fakes import FakeDriver, FakeServer, spawn, until
 
 
@@ -136,7 +137,12 @@ def test_what_was_dropped_is_not_used_by_its_finalizer(server: FakeServer) -> No
         until(lambda: pool.poolstats().poolfree == 1)
 
 
-def test_what_a_finalizer_is_at_is_not_given_away(server: FakeServer) -> None:
+@pytest.mark.parametrize("cleanup_interval", [0.01, 3600.0])
+def test_what_a_finalizer_is_at_is_not_given_away(
+    server: FakeServer, cleanup_interval: float
+) -> None:
+    """It is asked for again and again, however rare the rounds of checks are."""
+
     def rows() -> Any:
         conn = held.pop()
         try:
@@ -145,18 +151,54 @@ def test_what_a_finalizer_is_at_is_not_given_away(server: FakeServer) -> None:
             conn.rollback()
 
     server.allow.add("threads")
-    with make(server, cleanup_interval=0.01) as pool, server.hold("rollback") as gate:
+    options = {"cleanup_interval": cleanup_interval}
+    with make(server, **options) as pool, server.hold("rollback") as gate:
         held = [pool.getconnection()]
         held[0].cursor().execute("INSERT")
         with pool._state.lock:  # so the finalizer is faster than the monitor
             collecting = spawn(collect, rows)
             gate.arrived()
-        seen = pool._state.figures.cycles
-        until(lambda: pool._state.figures.cycles > seen + 2)
+        state = pool._state
+        first = until(lambda: math.isfinite(state.next_drop) and state.next_drop)
+        until(lambda: math.isfinite(state.next_drop) and state.next_drop > first)
         assert pool.poolstats().lost == 0
         gate.release()
         collecting.result()
         until(lambda: pool.poolstats().lost == pool.poolstats().poolfree == 1)
+
+
+@pytest.mark.parametrize("by", ["connection", "cursor"])
+def test_what_a_finalizer_is_about_to_use_is_refused(
+    server: FakeServer, by: str, monkeypatch
+) -> None:
+    """It has looked what it holds, and has not said yet that it calls: the monitor comes then."""
+    fine, others = [], []
+
+    def late() -> int:
+        if fine and fine[0] == threading.get_ident():
+            fine.clear()
+            until(lambda: pool.poolstats().lost == 1)
+            others.append(spawn(pool.getconnection).result())
+            others[0].cursor().execute("INSERT")
+        return threading.get_ident()
+
+    def rows() -> Any:
+        conn = pool.getconnection()
+        cursor = conn.cursor()
+        try:
+            yield
+        finally:
+            fine.append(threading.get_ident())
+            with pytest.raises(NimueError):
+                conn.rollback() if by == "connection" else cursor.execute("select 1")
+
+    with make(server, poolmax=1) as pool:
+        monkeypatch.setattr(connection, "get_ident", late)
+        collect(rows)
+        (other,) = others
+        is_whole = other.raw.in_transaction
+        other.close()
+        assert is_whole
 
 
 def test_who_acquires_inside_is_told(server: FakeServer) -> None:

@@ -61,8 +61,13 @@ def interrupt(desk: Desk, conn: Any, dice: Random) -> None:
         strike = ctypes.pythonapi.PyThreadState_SetAsyncExc
         number, error = ctypes.c_ulong(victim.ident or 0), ctypes.py_object(KeyboardInterrupt)
         desk.note_did("interrupt", victim.name)
-        if not _starts_another(victim):  # CPython runs no other thread between these two
-            strike(number, error)
+        interval = sys.getswitchinterval()
+        sys.setswitchinterval(5.0)  # CPython is to run no other thread between these two
+        try:
+            if not _starts_another(victim):
+                strike(number, error)
+        finally:
+            sys.setswitchinterval(interval)
 
 
 def _starts_another(thread: threading.Thread) -> bool:
