@@ -48,6 +48,14 @@ def patience(
     return state.settings.timeout if timeout is DEFAULT else timeout
 
 
+def caller() -> FrameType:
+    """The frame that called the caller, or that one's own where C code did."""
+    try:
+        return _getframe(2)
+    except ValueError:
+        return _getframe(1)
+
+
 def acquire(
     state: State,
     stale: Spare | None,

@@ -197,8 +197,11 @@ class NimueConnectionPool(Parameters):
             check_timeout(timeout)
         if not door[0]:
             self._enter()
-        state = self._state
-        stale = None
+        try:
+            frame = _getframe(1)
+        except ValueError:  # C code has called, as in gevent.spawn(pool.getconnection)
+            frame = _getframe()
+        state, stale = self._state, None
         if state.calm:
             try:
                 handle, lease, entry = state.idle.pop()
@@ -212,8 +215,7 @@ class NimueConnectionPool(Parameters):
                         known = getrefcount(handle) != ALONE or getweakrefcount(handle) != 1
                         if not known or len(lease) == 1:
                             if known:
-                                # A variable in a loop keeps the last handle until it has the
-                                # next one: two take turns.
+                                # A loop's variable keeps the last one: two take turns.
                                 turns, entry.other = entry.other, (handle, lease, entry.watch)
                                 if turns is not None:
                                     handle, lease, entry.watch = turns
@@ -221,9 +223,7 @@ class NimueConnectionPool(Parameters):
                                     del turns
                                 if getrefcount(handle) != ALONE or getweakrefcount(handle) != 1:
                                     handle, lease, _ = make_spare(state, entry)
-                            frame = _getframe(1)
-                            entry.code = frame.f_code
-                            entry.lasti = frame.f_lasti
+                            entry.code, entry.lasti = frame.f_code, frame.f_lasti
                             entry.thread = get_ident()
                             lease.insert(0, entry)
                             return handle
@@ -231,7 +231,7 @@ class NimueConnectionPool(Parameters):
                 except BaseException:  # out of a signal handler
                     state.rescue(entry, entry.since)
                     raise
-        return acquire(state, stale, patience(state, stale, blocking, timeout), _getframe(1))
+        return acquire(state, stale, patience(state, stale, blocking, timeout), frame)
 
     def connection(self, timeout: float | None = DEFAULT) -> Borrowing:
         """A context manager: commits on success, rolls back on error, always gives back.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import functools
 import inspect
@@ -196,6 +197,16 @@ class TestGetconnection:
                 pool.getconnection(timeout=0.01)
             assert isinstance(caught.value, nimue.NimueNoConnectionAvailable)
             assert isinstance(caught.value, TimeoutError)
+
+    def test_called_by_no_python_code(self, server: FakeServer) -> None:
+        """As by ``gevent.spawn(pool.getconnection)``: fresh from the idle ones, and opened."""
+        handles: list[NimueConnection] = []
+        with make(server, poolmin=1, poolmax=2) as pool:
+            _thread.start_new_thread(handles.extend, (map(pool.getconnection, [True, True]),))
+            until(lambda: len(handles) == 2)
+            assert pool.poolstats().poolused == 2
+            for handle in handles:
+                handle.close()
 
     def test_waits_for_one_to_come_back(self, server: FakeServer) -> None:
         with make(server, poolmax=1) as pool:

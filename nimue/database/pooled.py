@@ -8,6 +8,7 @@ from sys import _getframe
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
+from nimue.acquire import caller
 from nimue.connection import NimueConnection, NimueCursor
 from nimue.database import borrow, dialect, force, transaction
 from nimue.database.bound import Bound, Here
@@ -146,7 +147,7 @@ class PooledDatabase:
             NimuePoolTimeout: with ``timeout=None``, the server let us wait for half a minute.
             Exception: the driver's own, when ``connfunc`` failed and nothing else could serve.
         """
-        self._connect(_getframe(1))
+        self._connect(caller())
 
     def close(self) -> bool:
         """Give this thread's connection back; False if it has none.
