@@ -269,7 +269,11 @@ def test_the_others_can_be_set(server: FakeServer, name: str) -> None:
 
 def test_what_was_set_rules_from_then_on(server: FakeServer) -> None:
     with make(server, poolmin=1, poolmax=1, healthcheck_idle=100) as pool:
+        conn = pool.getconnection()
         pool.healthcheck_idle = 0
+        until(lambda: pool.poolstats().cleanup_cycles)  # whose round finds nothing idle
+        conn.close()
+        assert server.count("execute") == 0
         conn = pool.getconnection()
         assert server.count("execute") == 1
         pool.timeout = 0.01
