@@ -172,18 +172,19 @@ def test_what_a_finalizer_is_about_to_use_is_refused(
     server: FakeServer, by: str, monkeypatch
 ) -> None:
     """It has looked what it holds, and has not said yet that it calls: the monitor comes then."""
-    fine, others = [], []
+    fine, others, inside = [], [], threading.Event()
 
     def late() -> int:
         if fine and fine[0] == threading.get_ident():
             fine.clear()
+            inside.set()
             until(lambda: pool.poolstats().lost == 1)
             others.append(spawn(pool.getconnection).result())
             others[0].cursor().execute("INSERT")
         return threading.get_ident()
 
     def rows() -> Any:
-        conn = pool.getconnection()
+        conn = held.pop()
         cursor = conn.cursor()
         try:
             yield
@@ -193,8 +194,12 @@ def test_what_a_finalizer_is_about_to_use_is_refused(
                 conn.rollback() if by == "connection" else cursor.execute("select 1")
 
     with make(server, poolmax=1) as pool:
+        held = [pool.getconnection()]
         monkeypatch.setattr(connection, "get_ident", late)
-        collect(rows)
+        with pool._state.lock:  # so the finalizer is faster than the monitor
+            collecting = spawn(collect, rows)
+            assert inside.wait(10)
+        collecting.result()
         (other,) = others
         is_whole = other.raw.in_transaction
         other.close()
