@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 from weakref import getweakrefcount
 
-from nimue import claims, ending, fork, monitor, opener, recipe, report
+from nimue import claims, ending, monitor, opener, recipe, report
 from nimue.acquire import Borrowing, acquire, patience
 from nimue.callback import HealthCheck, healthcheck_callback_std
 from nimue.connection import ALONE, make_spare
@@ -310,9 +310,8 @@ class NimueConnectionPool(Parameters):
                         for entry in state.entries:
                             entry.soiled = True
                     break
-        # Nobody may have acquired here before, and then no monitor runs.
-        if is_raised and not state.is_shut and not fork.put_off(state.wake):
-            monitor.here.ensure()
+        if is_raised and not state.is_shut:
+            state.awaken()  # nobody may have acquired here before, and then no monitor runs
         monitor.wake()
 
     # The end, and other processes.
@@ -355,8 +354,8 @@ class NimueConnectionPool(Parameters):
                 len(mine),
                 mine[0].place(),
             )
-        if state.entries and not fork.put_off(state.wake):
-            monitor.here.ensure()  # it is who hears of a borrower that drops its handle
+        if state.entries:
+            state.awaken()  # it is the monitor who hears of a borrower that drops its handle
         ending.await_loans(state, leaver, timeout)
         state.limit.leave(state)
         monitor.wake()

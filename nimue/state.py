@@ -376,13 +376,18 @@ class State:
         inherit.fork_is_over(self, fork, cut_short)
 
     def keep_awake(self) -> None:
-        """Have a monitor run, or put that off until the fork is over that keeps it from running.
+        """Have a monitor run, on behalf of who waits, and asks for it again and again.
 
-        Who waits asks again and again: a fork may hang for ever in the hooks of others, and makes
-        no call that was put off; after some seconds it counts as over. Nothing is done for who
-        waited in the parent, and finds itself in a child that is not settled yet.
+        For a fork may hang for ever in the hooks of others, and makes no call that was put off;
+        after some seconds it counts as over. Nothing is done for who waited in the parent, and
+        finds itself in a child that is not settled yet.
         """
-        if not fork.door[0] and self.pid == os.getpid() and not fork.put_off(self.wake):
+        if not fork.door[0] and self.pid == os.getpid():
+            self.awaken()
+
+    def awaken(self) -> None:
+        """Have a monitor run, or put that off until the fork is over that keeps it from running."""
+        if not fork.put_off(self.wake):
             self.wake()
 
     def wake(self) -> None:
